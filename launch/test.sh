@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Lint and the whole test suite, in the environment of quickstart.sh with the test tools added.
+#
+#   bash launch/test.sh [PYTHON=python3.12] [--with-torch] [pytest arguments ...]
+#
+# --with-torch adds PyTorch and with it the tests that compare with it live; without it they are skipped.
+set -euo pipefail
+source "$(dirname "$0")/setup.sh"
+
+with_torch=""
+while [[ $# -gt 0 ]]; do
+    case $1 in
+        -h | --help) usage ;;
+        PYTHON=*) PYTHON=${1#PYTHON=} ;;
+        --with-torch) with_torch=yes ;;
+        *) break ;;
+    esac
+    shift
+done
+
+set_up test
+
+# On Linux pip may take the CUDA build, several gigabytes. A PyTorch that is in .venv already is left alone, so whoever
+# wants the CPU build installs that into .venv first.
+if [[ -n $with_torch ]] && ! suitable .venv/bin/python torch; then
+    heading "Installing PyTorch"
+    .venv/bin/python -m pip install -qq --disable-pip-version-check torch==2.13.0 || fail "pip could not install torch==2.13.0"
+fi
+
+heading "Lint"
+.venv/bin/ruff check .
+
+heading "Tests"
+.venv/bin/python -m pytest "$@"

@@ -1,0 +1,33 @@
+"""MIRACLE in JAX: personalised dialogue by energy-guided latents.
+
+The files, in the order in which a sentence travels:
+
+    config.py      every knob, once                          errors.py      a user's mistake is one sentence
+    attributes.py  the schema: attributes and their aspects   dataset.py     JSONL -> validated instances -> ArrayRecord
+    tokenizers.py  text <-> tokens                            pipeline.py    instances -> batch(seed, step)
+    layers.py      what both transformers share               bert.py        the encoder
+    gpt2.py        the decoder with the latent inside         latent.py      Gaussians and attribute heads
+    cvae.py        the whole model, one forward               losses.py      all losses and their schedules
+    energy.py      E(P|z)                                     sampler.py     the ODE and the other samplers
+    decode.py      latents -> replies                         mesh.py        arrays over devices
+    checkpoint.py  what is saved, and how                     report.py      what a run tells
+    train.py       python -m miracle_jax.train                model.py       load(workdir): a model to talk to
+    generate.py    python -m miracle_jax.generate             evaluate.py    python -m miracle_jax.evaluate
+    env.py         python -m miracle_jax.env
+"""
+
+__version__ = "0.1.0"
+__all__ = ["Model", "Reply", "Schema", "load"]
+
+
+def __getattr__(name: str):
+    # Late, so that `python -m miracle_jax.dataset` or `.env` does not wait for JAX.
+    if name in ("Model", "Reply", "load"):
+        from miracle_jax import model
+
+        return getattr(model, name)
+    if name == "Schema":
+        from miracle_jax.attributes import Schema
+
+        return Schema
+    raise AttributeError(f"module 'miracle_jax' has no attribute {name!r}")

@@ -1,0 +1,198 @@
+"""The schema: attributes, their aspects, and personalities: names <-> ids.
+
+A personality gives each attribute an aspect id, or -1 where the attribute is not controlled. Attributes and aspects are
+numbered in the order of the schema file. Names are compared without regard to case, spaces, hyphens and underscores.
+"""
+
+import difflib
+import itertools
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from etils import epath
+
+from miracle_jax.errors import UserError
+
+BUNDLED = Path(__file__).with_name("attributes.toml")
+UNKNOWN = -1
+"""Id of an aspect that is not known (in data) or not controlled (in a personality)."""
+
+Personality = str | Mapping[str, str | int | None] | Sequence[str] | None
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[\s_-]+", "_", name.strip().lower())
+
+
+def _near(name: str, names: Iterable[str]) -> str:
+    """`; did you mean ...?`, or all the names when none is near."""
+    by_key = {_key(n): n for n in names}
+    near = [by_key[k] for k in difflib.get_close_matches(_key(name), by_key, n=3)]
+    return f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(by_key.values())}"
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """One side of a personality and the aspects it can take."""
+
+    name: str
+    aspects: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Schema:
+    """All attributes, in the order of their ids."""
+
+    attributes: tuple[Attribute, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(a.name for a in self.attributes)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of aspects of each attribute."""
+        return tuple(len(a.aspects) for a in self.attributes)
+
+    def attribute_index(self, name: str) -> int:
+        for i, attribute in enumerate(self.attributes):
+            if _key(attribute.name) == _key(name):
+                return i
+        raise UserError(f"unknown attribute {name!r}{_near(name, self.names)}")
+
+    def aspect_id(self, attribute: str | int, aspect: str | int) -> int:
+        """The id of an aspect that is given by name or id. attribute: name or index."""
+        if isinstance(attribute, str):
+            attribute = self.attribute_index(attribute)
+        name, aspects = self.attributes[attribute].name, self.attributes[attribute].aspects
+        if isinstance(aspect, int) and not isinstance(aspect, bool):
+            if 0 <= aspect < len(aspects):
+                return aspect
+            numbered = ", ".join(f"{i} {a}" for i, a in enumerate(aspects))
+            raise UserError(f"{name} has no aspect {aspect}; there are {numbered}")
+        if isinstance(aspect, str):
+            for i, known in enumerate(aspects):
+                if _key(known) == _key(aspect):
+                    return i
+        raise UserError(f"{name} has no aspect {aspect!r}{_near(str(aspect), aspects)}")
+
+    def parse(self, personality: Personality) -> tuple[int, ...]:
+        """The aspect id of each attribute, -1 where the personality does not name one.
+
+        personality: "lyrical, optimistic", ["lyrical", "attitude=optimistic"] or {"attitude": "optimistic"}; None or
+          anything empty controls nothing. An aspect name that several attributes share has to be written
+          `attribute=aspect`.
+        Raises UserError for unknown or ambiguous names and for two aspects of one attribute.
+        """
+        if isinstance(personality, str):
+            personality = [item for item in personality.split(",") if item.strip()]
+        if isinstance(personality, Mapping):
+            pairs = [(self.attribute_index(a), aspect) for a, aspect in personality.items() if aspect is not None]
+        else:
+            pairs = [self._find(item) for item in personality or ()]
+        ids = [UNKNOWN] * len(self.attributes)
+        for index, aspect in pairs:
+            aspect = self.aspect_id(index, aspect)
+            if ids[index] not in (UNKNOWN, aspect):
+                both = " and ".join(self.attributes[index].aspects[i] for i in (ids[index], aspect))
+                raise UserError(f"{both} are two aspects of {self.attributes[index].name}; choose one")
+            ids[index] = aspect
+        return tuple(ids)
+
+    def _find(self, item: str) -> tuple[int, str]:
+        """The attribute index and aspect name that `aspect` or `attribute=aspect` means."""
+        if not isinstance(item, str):
+            example = self.describe([size - 1 for size in self.sizes])
+            raise UserError(f"a personality lists aspects by name, not {item!r}; write for instance {example!r}")
+        if "=" in item:
+            attribute, _, aspect = item.partition("=")
+            return self.attribute_index(attribute), aspect.strip()
+        found = [i for i, a in enumerate(self.attributes) if _key(item) in map(_key, a.aspects)]
+        if not found:
+            aspects = [aspect for a in self.attributes for aspect in a.aspects]
+            raise UserError(f"unknown aspect {item.strip()!r}{_near(item, aspects)}")
+        if len(found) > 1:
+            choices = " or ".join(f"{self.attributes[i].name}={item.strip()}" for i in found)
+            raise UserError(f"{item.strip()!r} is an aspect of several attributes; write {choices}")
+        return found[0], item.strip()
+
+    def describe(self, ids: Sequence[int]) -> str:
+        """Names for `ids` such that parse(describe(ids)) == ids; empty when nothing is controlled."""
+        shared = [_key(aspect) for a in self.attributes for aspect in a.aspects]
+        words = []
+        for attribute, i in zip(self.attributes, ids, strict=True):
+            if i != UNKNOWN:
+                aspect = attribute.aspects[i]
+                words.append(aspect if shared.count(_key(aspect)) == 1 else f"{attribute.name}={aspect}")
+        return ", ".join(words)
+
+    def personalities(self) -> list[tuple[int, ...]]:
+        """Every combination of one aspect per attribute, in the order of ids."""
+        return list(itertools.product(*(range(size) for size in self.sizes)))
+
+    def to_toml(self) -> str:
+        # A JSON string without escaped non-ASCII is a TOML string.
+        quote = lambda text: json.dumps(text, ensure_ascii=False)  # noqa: E731
+        return "\n".join(
+            f"[[attribute]]\nname = {quote(a.name)}\naspects = [{', '.join(map(quote, a.aspects))}]\n"
+            for a in self.attributes
+        )
+
+    def save(self, path: str | Path) -> None:
+        epath.Path(path).write_text(self.to_toml(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path = "") -> "Schema":
+        """Reads a schema file; an empty path means the bundled one."""
+        path = epath.Path(path or BUNDLED).expanduser()
+        try:
+            return cls.from_toml(path.read_bytes().decode(), str(path))
+        except FileNotFoundError:
+            raise UserError(f"schema file {path} does not exist") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"schema file {path} is not UTF-8 at byte {error.start}") from None
+
+    @classmethod
+    def from_toml(cls, text: str, where: str = "schema") -> "Schema":
+        """Raises UserError that names `where` and every problem unless the text is a valid schema."""
+        try:
+            data = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise UserError(f"schema file {where} is not valid TOML: {error}") from None
+        problems = [f"unknown entry {name!r}" for name in data if name != "attribute"]
+        tables = data.get("attribute")
+        if not isinstance(tables, list) or not tables:
+            problems.append("it needs at least one [[attribute]] with name and aspects")
+            tables = []
+        for number, table in enumerate(tables, 1):
+            problems += [f"attribute {number}: {problem}" for problem in _table_problems(table)]
+        if not problems:
+            problems += _repeated("attribute", [t["name"] for t in tables])
+        if problems:
+            raise UserError(f"schema file {where}: " + "; ".join(problems))
+        return cls(tuple(Attribute(t["name"], tuple(t["aspects"])) for t in tables))
+
+
+def _table_problems(table) -> list[str]:
+    if not isinstance(table, dict):
+        return ["expected a table [[attribute]]"]
+    unknown = set(table) - {"name", "aspects"}
+    problems = [f"unknown entry {name!r}; it takes name and aspects" for name in sorted(unknown)]
+    aspects = table.get("aspects")
+    if not isinstance(aspects, list) or len(aspects) < 2:
+        problems.append("aspects must be a list of at least two names")
+        aspects = []
+    for name in [table.get("name"), *aspects]:
+        # A personality is written as text in which "," and "=" have a meaning, and printed in one line.
+        if not isinstance(name, str) or not name.strip() or not name.isprintable() or set(name) & set(",="):
+            problems.append(f"{name!r} cannot be a name; it needs text in one line, without ',' and '='")
+    return problems or _repeated("aspect", aspects)
+
+
+def _repeated(what: str, names: list[str]) -> list[str]:
+    keys = [_key(name) for name in names]
+    return [f"{what} {name!r} is there twice" for i, name in enumerate(names) if keys[i] in keys[:i]]

@@ -1,0 +1,75 @@
+"""The BERT encoder (Devlin et al. 2019) with mean pooling.
+
+Axis letters: B batch, S tokens, D model, H heads, K head size.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from miracle_jax import config
+from miracle_jax.layers import ACTIVATIONS, Stack, attention, dense, dropout, layer_norm, split_key
+
+
+class Block(nnx.Module):
+    """One encoder layer, normalised after each residual sum as in BERT."""
+
+    def __init__(self, shape: config.Bert, dtype: Any, rngs: nnx.Rngs):
+        D, std = shape.width, shape.init_std
+        self.shape = shape
+        self.qkv = dense(D, 3 * D, std, dtype, rngs)  # query | key | value on the last axis
+        self.attention_out = dense(D, D, std, dtype, rngs)
+        self.attention_norm = layer_norm(D, shape.norm_eps, dtype, rngs)
+        self.mlp_in = dense(D, shape.mlp, std, dtype, rngs)
+        self.mlp_out = dense(shape.mlp, D, std, dtype, rngs)
+        self.mlp_norm = layer_norm(D, shape.norm_eps, dtype, rngs)
+
+    def __call__(self, x: Float[Array, "B S D"], visible, _, key):
+        rate = self.shape.dropout
+        weights_key, attention_key, mlp_key = split_key(key, 3)
+        q, k, v = jnp.split(self.qkv(x).reshape(*x.shape[:2], 3 * self.shape.heads, -1), 3, axis=2)
+        mixed = attention(q, [(k, v, visible)], rate, weights_key)
+        x = self.attention_norm(x + dropout(self.attention_out(mixed), rate, attention_key))
+        hidden = self.mlp_out(ACTIVATIONS[self.shape.activation](self.mlp_in(x)))
+        return self.mlp_norm(x + dropout(hidden, rate, mlp_key)), None
+
+
+class Bert(nnx.Module):
+    """Token ids to one vector per text."""
+
+    def __init__(self, shape: config.Bert, dtype: Any, remat: bool, rngs: nnx.Rngs):
+        D, std = shape.width, shape.init_std
+
+        def table(rows):
+            init = nnx.initializers.normal(std)
+            return nnx.Embed(rows, D, embedding_init=init, dtype=dtype, param_dtype=jnp.float32, rngs=rngs)
+
+        self.shape = shape
+        self.tokens = table(shape.vocab_size)
+        self.positions = table(shape.max_positions)
+        self.segments = table(2)  # all our texts are segment 0; the table is kept so that checkpoints carry over
+        self.norm = layer_norm(D, shape.norm_eps, dtype, rngs)
+        self.layers = Stack(lambda r: Block(shape, dtype, r), shape.depth, remat, rngs)
+        self.pooler = dense(D, D, std, dtype, rngs)
+
+    def hidden(
+        self, tokens: Int[Array, "B S"], length: Int[Array, " B"], key: Key[Array, ""] | None = None
+    ) -> Float[Array, "B S D"]:
+        """The last layer's output. Only the first `length` tokens of a row are attended to."""
+        S = tokens.shape[1]
+        embed_key, layers_key = split_key(key, 2)
+        x = self.tokens(tokens) + self.positions(jnp.arange(S)) + self.segments(jnp.zeros((), jnp.int32))
+        x = dropout(self.norm(x), self.shape.dropout, embed_key)
+        visible = (jnp.arange(S) < length[:, None])[:, None, None, :]
+        return self.layers(x, visible, key=layers_key)[0]
+
+    def __call__(
+        self, tokens: Int[Array, "B S"], length: Int[Array, " B"], key: Key[Array, ""] | None = None
+    ) -> Float[Array, "B D"]:
+        """Mean over the row's tokens ([CLS] and [SEP] included), then the pooler: Eq. 1 as the paper's code has it."""
+        x = self.hidden(tokens, length, key).astype(jnp.float32)
+        inside = (jnp.arange(tokens.shape[1]) < length[:, None])[:, :, None]
+        mean = jnp.sum(x * inside, axis=1) / jnp.maximum(length, 1)[:, None]
+        return jnp.tanh(self.pooler(mean))

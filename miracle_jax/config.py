@@ -1,0 +1,349 @@
+"""Every knob of the project, once.
+
+A config is a tree of frozen dataclasses. A config file is a Python file with a function `get_config() -> Config`; the
+command line overrides single fields (`--train.steps 500`). Nothing here imports JAX.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import itertools
+import json
+import runpy
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from miracle_jax.errors import UserError
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where dialogues come from and how they become batches."""
+
+    train: tuple[str, ...] = ()
+    """Training files, `attribute=path.jsonl` each. Empty: the bundled corpus."""
+    validation: tuple[str, ...] = ()
+    """Validation files, written as `train`. Empty: the bundled corpus, when `train` is empty too."""
+    schema: str = ""
+    """TOML file that names the attributes and their aspects. Empty: the paper's three."""
+    frozen: str = ""
+    """An .npz file written by `python -m miracle_jax.dataset freeze`; replaces all of the above and needs neither
+    Grain nor TFDS."""
+    cache: str = "~/.cache/miracle_jax"
+    """Where built datasets are kept, keyed by content: a local folder or a gs:// path."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """A malformed line: stop before anything trains, or drop the line and count it."""
+    encoder_tokenizer: str = ""
+    """Hub name or folder of a BERT tokenizer. Empty: WordPiece is trained on the training text."""
+    decoder_tokenizer: str = ""
+    """Hub name or folder of a GPT-2 tokenizer. Empty: byte-level BPE is trained on the training text."""
+    buckets: tuple[tuple[int, int, int], ...] = ((128, 192, 64), (256, 320, 64), (512, 512, 128))
+    """Shapes of a batch, ascending, at most six: tokens of (context, context + reply, reply). The last one is the
+    length limit; the reply's counts `<bos>` and `<eos>`. Every shape is compiled once."""
+
+
+@dataclass(frozen=True)
+class Bert:
+    """Shape of an encoder (the defaults are BERT-base uncased). Prior and posterior have the same shape."""
+
+    vocab_size: int = 30522
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp: int = 3072
+    max_positions: int = 512
+    dropout: float = 0.1
+    activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu"
+    norm_eps: float = 1e-12
+    init_std: float = 0.02
+    """Standard deviation of the initial weights, here and in the Gaussian's projection."""
+
+
+@dataclass(frozen=True)
+class Gpt2:
+    """Shape of the decoder (the defaults are GPT-2 small with one more token, `<bos>`)."""
+
+    vocab_size: int = 50258
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp: int = 3072
+    max_positions: int = 1024
+    dropout: float = 0.1
+    activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu_tanh"
+    norm_eps: float = 1e-5
+    init_std: float = 0.02
+    """Standard deviation of the initial weights, here and in the latent's projections."""
+
+
+@dataclass(frozen=True)
+class Latent:
+    """The latent space and the attribute classifiers on it."""
+
+    size: int = 768
+    hidden: int = 128
+    """Width of the classifiers' hidden layer."""
+    activation: Literal["silu", "relu"] = "silu"
+    """Hidden activation. ReLU for checkpoints of the released code; SiLU gives the ODE a smooth field."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Weights and schedules of the losses (paper Eq. 3 to 6). A weight of 0 switches that loss off."""
+
+    reconstruct: float = 1.0
+    kl: float = 0.001
+    kl_floor: float = 0.9
+    """A dimension whose KL is at most this contributes nothing."""
+    kl_period: int = 40
+    """Length of a cycle of the KL weight, in steps."""
+    kl_zero: float = 0.2
+    """Share of each cycle for which the KL weight is 0 and z is the posterior's mean."""
+    classify: float = 0.05
+    gap: float = 0.002
+    gap_distance: Literal["squared", "euclidean"] = "squared"
+    """Attribute distance: squared and averaged over dimensions (released code) or the norm (Eq. 5)."""
+    posterior: bool = True
+    """False: "no posterior" (appendix D), z comes from the prior in training too and there is no KL."""
+
+
+@dataclass(frozen=True)
+class Train:
+    """Optimisation, logging and checkpoints."""
+
+    steps: int = 0
+    """Optimizer steps of stage 1 (the CVAE). 0: `epochs` decides."""
+    epochs: float = 20.0
+    batch_size: int = 32
+    """Instances per optimizer step, over all devices and processes."""
+    accumulate: int = 1
+    """Micro-batches per step; each is stratified over the attributes."""
+    learning_rate: float = 5e-5
+    warmup: float = 0.05
+    """Share of the steps in which the learning rate rises from 0; then it falls to 0 linearly."""
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    """Largest global norm of the gradient."""
+    beta2: float = 0.999
+    """Decay of AdamW's second moment."""
+    refit_epochs: float = 20.0
+    """Stage 2: epochs of refitting the attribute heads on the frozen prior's latents. 0 leaves it out."""
+    refit_learning_rate: float = 1e-3
+    log_every: int = 50
+    eval_every: int = 500
+    save_every: int = 500
+    keep: int = 2
+    """Newest checkpoints kept, beside the best by validation."""
+    tensorboard: bool = False
+    trackio: bool = False
+
+
+@dataclass(frozen=True)
+class Sample:
+    """How a latent is moved to a personality (paper Eq. 9, 19, 20)."""
+
+    method: Literal["ode", "langevin", "sde"] = "ode"
+    drift: Literal["energy", "energy+prior"] = "energy"
+    """Force on z: the energy alone (Eq. 20) or with the prior (Eq. 19). `sde` always has the prior (Eq. 17)."""
+    solver: Literal["dopri5", "tsit5", "heun", "euler"] = "dopri5"
+    rtol: float = 1e-3
+    atol: float = 1e-3
+    max_steps: int = 256
+    """A latent that needs more steps is returned as it is, with ok = False."""
+    fixed_steps: int = 0
+    """Above 0: that many equal steps in place of step size control. `sde` always takes fixed steps (0: 200)."""
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    langevin_steps: int = 200
+    langevin_step: float = 0.01
+    """First step size eps of Langevin dynamics; step k has eps x langevin_decay^k."""
+    langevin_decay: float = 0.9
+    langevin_temperature: float = 1.0
+    heads: Literal["auto", "joint", "refit"] = "auto"
+    """Classifiers of the energy: trained with the CVAE, or refitted in stage 2. auto: the more accurate one on the
+    validation contexts, as training found and recorded."""
+    weight: float = 1.0
+    """Energy weight lambda of every attribute that is not given one of its own."""
+    start: Literal["mean", "draw"] = "mean"
+    """z(T): the prior's mean or a draw from the prior. Several latents a context are always draws."""
+    batch_size: int = 4096
+    """Latents solved in one compiled call; halved as often as needed when memory runs out."""
+
+
+@dataclass(frozen=True)
+class Decode:
+    """How a latent becomes text."""
+
+    min_new_tokens: int = 2
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    batch_size: int = 128
+    """Replies decoded in one compiled call; halved as often as needed when memory runs out."""
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """How arrays are laid out over devices."""
+
+    fsdp: int = 1
+    """Devices over which each large parameter is split; the others hold copies. Must divide the device count."""
+    shard_above_mb: float = 4.0
+    """Smaller parameters are copied to every device."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    data: Data = field(default_factory=Data)
+    encoder: Bert = field(default_factory=Bert)
+    decoder: Gpt2 = field(default_factory=Gpt2)
+    latent: Latent = field(default_factory=Latent)
+    loss: Loss = field(default_factory=Loss)
+    train: Train = field(default_factory=Train)
+    sample: Sample = field(default_factory=Sample)
+    decode: Decode = field(default_factory=Decode)
+    mesh: Mesh = field(default_factory=Mesh)
+    seed: int = 0
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the encoders' and the decoder's arithmetic; parameters are always float32. auto: bfloat16 on GPU
+    and TPU, float32 on CPU."""
+    remat: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+
+    def check(self) -> None:
+        """Raises UserError with every inconsistency between fields."""
+        problems = []
+
+        def expect(condition, message):
+            if not condition:
+                problems.append(message)
+
+        for name, shape in (("encoder", self.encoder), ("decoder", self.decoder)):
+            expect(
+                shape.width % shape.heads == 0,
+                f"{name}.width {shape.width} is not divisible by {name}.heads {shape.heads}",
+            )
+        buckets = self.data.buckets
+        expect(1 <= len(buckets) <= 6, f"data.buckets names {len(buckets)} shapes; it takes 1 to 6")
+        expect(
+            all(low <= high for a, b in itertools.pairwise(buckets) for low, high in zip(a, b, strict=True)),
+            f"data.buckets {buckets} does not ascend in every length",
+        )
+        for context, joint, reply in buckets[-1:]:
+            longest = max(context, joint)
+            expect(
+                longest <= self.encoder.max_positions,
+                f"the last of data.buckets has {longest} encoder tokens but encoder.max_positions is "
+                f"{self.encoder.max_positions}",
+            )
+            expect(
+                reply + 1 <= self.decoder.max_positions,
+                f"the last of data.buckets has {reply} reply tokens; with the latent's position that exceeds "
+                f"decoder.max_positions {self.decoder.max_positions}",
+            )
+            expect(
+                min(context, reply) >= 8 and joint >= context,
+                f"the last of data.buckets, {buckets[-1]}, needs at least 8 tokens each and a joint length no "
+                "shorter than the context's",
+            )
+        expect(
+            self.decode.max_new_tokens + 2 <= self.decoder.max_positions,
+            f"decode.max_new_tokens {self.decode.max_new_tokens} + 2 exceeds decoder.max_positions "
+            f"{self.decoder.max_positions}",
+        )
+        expect(
+            0 <= self.decode.min_new_tokens <= self.decode.max_new_tokens,
+            f"decode.min_new_tokens {self.decode.min_new_tokens} is not between 0 and decode.max_new_tokens "
+            f"{self.decode.max_new_tokens}",
+        )
+        expect(
+            self.train.accumulate >= 1 and self.train.batch_size % max(self.train.accumulate, 1) == 0,
+            f"train.batch_size {self.train.batch_size} is not divisible by train.accumulate {self.train.accumulate}",
+        )
+        for path, least in (
+            ("train.batch_size", 1), ("train.log_every", 1), ("train.eval_every", 1), ("train.save_every", 1),
+            ("train.keep", 1), ("loss.kl_period", 1), ("latent.size", 1), ("latent.hidden", 1), ("mesh.fsdp", 1),
+            ("sample.max_steps", 1), ("sample.batch_size", 1), ("decode.batch_size", 1), ("train.steps", 0),
+            ("sample.fixed_steps", 0), ("sample.weight", 0), ("decode.temperature", 0), ("train.refit_epochs", 0),
+            ("loss.reconstruct", 0), ("loss.kl", 0), ("loss.classify", 0), ("loss.gap", 0), ("train.warmup", 0),
+        ):  # fmt: skip
+            group, name = path.split(".")
+            value = getattr(getattr(self, group), name)
+            expect(value >= least, f"{path} is {value}; it must be at least {least}")
+        expect(self.train.steps or self.train.epochs > 0, "train.steps and train.epochs are both 0")
+        expect(0 < self.decode.top_p <= 1, f"decode.top_p is {self.decode.top_p}; it must be in (0, 1]")
+        if problems:
+            raise UserError("the config is inconsistent: " + "; ".join(problems))
+
+
+def to_dict(config) -> dict:
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls, values: dict, where: str = "config"):
+    """Builds dataclass `cls` from nested dicts and lists, as JSON gives them; unknown names raise UserError."""
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    built = {}
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3)
+            hint = f"; did you mean {' or '.join(near)}?" if near else f"; it has {', '.join(known)}"
+            raise UserError(f"{where} has no field {name!r}{hint}")
+        kind = known[name].type
+        if dataclasses.is_dataclass(kind):
+            value = from_dict(kind, value, f"{where}.{name}")
+        elif isinstance(value, list):
+            value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
+        built[name] = value
+    return cls(**built)
+
+
+def load_file(path: str | Path) -> Config:
+    """The config that a Python file's `get_config()` or a run's `config.json` describes."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"config file {path} does not exist; the bundled ones are in configs/")
+    if path.suffix == ".json":
+        return from_dict(Config, json.loads(path.read_text()))
+    namespace = runpy.run_path(str(path))
+    if "get_config" not in namespace:
+        raise UserError(f"config file {path} defines no function get_config()")
+    return namespace["get_config"]()
+
+
+def load_run(workdir: str | Path) -> Config:
+    """The config that a run was trained with."""
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        raise UserError(
+            f"{workdir} holds no run (no config.json); train one with python -m miracle_jax.train --workdir {workdir}"
+        )
+    return from_dict(Config, json.loads(path.read_text())["config"])
+
+
+def from_command_line(doc: str, argv: list[str] | None = None, workdir_required: bool = True):
+    """Reads `--config FILE --workdir DIR` and overrides of single fields. Returns (Config, workdir)."""
+    import tyro  # only entry points need it
+
+    argv = sys.argv[1:] if argv is None else argv
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", default="")
+    first.add_argument("--workdir", default="")
+    known, rest = first.parse_known_args(argv)
+    base = load_file(known.config) if known.config else Config()
+    description = (
+        f"{doc}\n\n--config FILE: the config that the flags below change (default: every default).\n"
+        "--workdir DIR: where the run keeps everything."
+    )
+    config = tyro.cli(Config, default=base, args=rest, description=description)
+    config.check()
+    if workdir_required and not known.workdir:
+        raise UserError(
+            "--workdir is missing; it names the folder that holds the run, for instance --workdir runs/tiny"
+        )
+    return config, known.workdir

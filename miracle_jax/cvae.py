@@ -1,0 +1,75 @@
+"""The whole model: conditional VAE over dialogue with attribute classifiers on its latent space (Figure 2).
+
+Axis letters: B batch, S tokens, Z latent, A attributes, N aspects of the largest attribute, V vocabulary.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+from miracle_jax.config import Config
+from miracle_jax.gpt2 import Gpt2
+from miracle_jax.latent import Gaussian, GaussianEncoder, Heads
+from miracle_jax.layers import split_key
+
+
+class Outputs(NamedTuple):
+    """What one forward pass gives. Everything a loss needs, by name."""
+
+    prior: Gaussian
+    posterior: Gaussian | None
+    z: Float[Array, "B Z"]
+    logits: Float[Array, "B S V"]
+    """Scores of the token after each of `reply`'s tokens."""
+    attribute_logits: Float[Array, "B A N"]
+
+
+def compute_dtype(config: Config):
+    """The precision that `config.dtype` stands for on this machine's default device."""
+    if config.dtype == "auto":
+        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    return jnp.dtype(config.dtype)
+
+
+class Miracle(nnx.Module):
+    """Prior encoder, posterior encoder, decoder and two sets of attribute heads.
+
+    `heads` are trained with the CVAE (stage 1); `refit_heads` on the frozen prior's means (stage 2, appendix C.2).
+    """
+
+    def __init__(self, config: Config, sizes: tuple[int, ...], rngs: nnx.Rngs):
+        """sizes: number of aspects of each attribute."""
+        dtype, size = compute_dtype(config), config.latent.size
+        self.prior = GaussianEncoder(config.encoder, size, dtype, config.remat, rngs)
+        if config.loss.posterior:
+            self.posterior = GaussianEncoder(config.encoder, size, dtype, config.remat, rngs)
+        self.decoder = Gpt2(config.decoder, size, dtype, config.remat, rngs)
+        self.heads = Heads(config.latent, sizes, rngs)
+        self.refit_heads = Heads(config.latent, sizes, rngs)
+
+    def __call__(
+        self,
+        batch: dict[str, Array],
+        key: Key[Array, ""] | None = None,
+        noise: Float[Array, ""] | float = 0.0,
+        from_prior: bool = False,
+    ) -> Outputs:
+        """Encodes contexts and replies, picks z, and scores the replies.
+
+        Args:
+          batch: context (B, Sc), context_length (B,), joint (B, Sj), joint_length (B,), reply (B, Sr); see pipeline.py.
+          key: for dropout and for the draw of z; None means neither (z is the mean).
+          noise: scale of the draw's noise: 1 for a draw, 0 for the mean.
+          from_prior: z comes from the prior. Always so in a model without a posterior.
+        """
+        prior_key, posterior_key, z_key, decoder_key = split_key(key, 4)
+        prior = self.prior(batch["context"], batch["context_length"], prior_key)
+        posterior = None
+        if hasattr(self, "posterior"):
+            posterior = self.posterior(batch["joint"], batch["joint_length"], posterior_key)
+        source = prior if from_prior or posterior is None else posterior
+        z = source.mean if z_key is None else source.sample(z_key, noise)
+        return Outputs(prior, posterior, z, self.decoder(batch["reply"], z, decoder_key), self.heads(z))

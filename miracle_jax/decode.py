@@ -1,0 +1,95 @@
+"""Latents to replies: one compiled loop over a key/value cache, which ends as soon as every reply has ended.
+
+Axis letters: B batch, T positions, L layers, H heads, K head size, Z latent, V vocabulary.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from miracle_jax import config
+from miracle_jax.layers import HIDDEN
+
+
+def generate(
+    decoder: nnx.Module,
+    z: Float[Array, "B Z"],
+    rows: Int[Array, " B"],
+    allowed: Bool[Array, " V"],
+    bos: int,
+    eos: int,
+    settings: config.Decode,
+    key: Key[Array, ""],
+) -> tuple[Int[Array, "B T"], Int[Array, " B"]]:
+    """Writes one reply a latent.
+
+    Args:
+      decoder: a Gpt2.
+      z: the latents.
+      rows: a number for each reply; with `key` it decides what is drawn, whatever else is in the batch.
+      allowed: tokens that may be written at all (not `<bos>`, not rows of the table that no token has).
+      bos, eos: ids of `<bos>` and `<eos>`; `<eos>` is barred from the first `settings.min_new_tokens`.
+      settings: lengths, temperature (0 is greedy) and top-p.
+      key: seed of the sampling; greedy replies do not depend on it.
+
+    Returns:
+      Token ids, `<eos>` from the end of each reply on, T = settings.max_new_tokens; and the replies' lengths without
+      `<eos>`. A reply that reached T tokens was cut there.
+    """
+    return _generate(
+        decoder, z, rows, allowed, key, settings.temperature, settings.top_p,
+        bos=bos, eos=eos, least=settings.min_new_tokens, most=settings.max_new_tokens, greedy=settings.temperature == 0,
+    )  # fmt: skip
+
+
+@partial(jax.jit, static_argnames=("bos", "eos", "least", "most", "greedy"))
+def _generate(decoder, z, rows, allowed, key, temperature, top_p, *, bos, eos, least, most, greedy):
+    B = z.shape[0]
+    slots = jnp.arange(most + 1)  # slot 0 is the latent's, token n (from 1) is kept in slot n
+    row_keys = jax.vmap(partial(jax.random.fold_in, key))(rows)
+
+    def room(latent):
+        L, _, _, H, K = latent.shape
+        return jnp.zeros((L, B, most + 1, H, K), latent.dtype).at[:, :, :1].set(latent)
+
+    def unfinished(state):
+        step, _, _, _, done, _ = state
+        return (step < most) & ~jnp.all(done)
+
+    def write_token(state):
+        step, token, cache, written, done, length = state
+        hidden, new = decoder.hidden(token[:, None], z, cache, slots <= step, step + 1)
+        cache = tuple(
+            jax.lax.dynamic_update_slice_in_dim(old, fresh.astype(old.dtype), step + 1, axis=2)
+            for old, fresh in zip(cache, new, strict=True)
+        )
+        permitted = allowed & ((jnp.arange(allowed.shape[0]) != eos) | (step >= least))
+        logits = jnp.where(permitted, decoder.logits(hidden)[:, 0], HIDDEN)
+        if greedy:
+            choice = jnp.argmax(logits, axis=-1)
+        else:
+            step_keys = jax.vmap(lambda k: jax.random.fold_in(k, step))(row_keys)
+            choice = jax.vmap(jax.random.categorical)(step_keys, nucleus(logits / temperature, top_p))
+        token = jnp.where(done, eos, choice).astype(jnp.int32)
+        done = done | (token == eos)
+        return step + 1, token, cache, written.at[:, step].set(token), done, length + ~done
+
+    cache = tuple(room(part) for part in decoder.latent_key_values(z))
+    written = jnp.full((B, most), eos, jnp.int32)
+    start = (jnp.int32(0), jnp.full(B, bos, jnp.int32), cache, written, jnp.zeros(B, bool), jnp.zeros(B, jnp.int32))
+    _, _, _, written, _, length = jax.lax.while_loop(unfinished, write_token, start)
+    return written, length
+
+
+def nucleus(logits: Float[Array, "B V"], top_p: Float[Array, ""] | float) -> Float[Array, "B V"]:
+    """Keeps the fewest most probable tokens whose probabilities reach top_p (Holtzman et al. 2020)."""
+    ordered = jnp.sort(logits, axis=-1)[:, ::-1]
+    probability = jax.nn.softmax(ordered, axis=-1)
+    before = jnp.cumsum(probability, axis=-1) - probability
+    # 1.0 keeps everything, whatever rounding does to the sum.
+    kept = (before < top_p) | (top_p >= 1.0)
+    least = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits >= least, logits, HIDDEN)

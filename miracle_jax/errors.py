@@ -1,0 +1,24 @@
+"""A user's mistake is one sentence, not a traceback."""
+
+import contextlib
+import sys
+
+
+class UserError(Exception):
+    """Something the user can put right. The message says what, where, why and what to do."""
+
+
+@contextlib.contextmanager
+def one_sentence():
+    """For entry points: prints a UserError as `error: ...` and exits with status 2; Ctrl-C exits with 130."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:  # a full disk, a folder without permission
+        print(f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,194 @@
+"""Tokenised instances: read from a dataset when they are asked for, or all of them from a frozen file."""
+
+import hashlib
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from miracle_jax import storage
+from miracle_jax.attributes import Schema
+from miracle_jax.dataset import Instance
+from miracle_jax.dialogues import Dialogues
+from miracle_jax.errors import UserError
+from miracle_jax.tokenizers import Tokenizers
+
+FIELDS = ("context", "joint", "reply")
+"""[CLS] context [SEP]; [CLS] context reply [SEP]; <bos> reply <eos>."""
+FORMAT = 1
+"""Of length indices and frozen files."""
+KEPT = 2**18
+"""Instances whose tokens stay in memory once they are read; about 1 kB each."""
+
+Limits = tuple[int, int, int]
+"""Most tokens of each of FIELDS."""
+Row = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""The token ids, int32, of each of FIELDS."""
+
+
+class Examples(Protocol):
+    """Tokenised instances; N of them."""
+
+    lengths: np.ndarray
+    """(N, 3) int32: tokens of each of FIELDS."""
+    labels: np.ndarray
+    """(N, A) int32: aspect ids, -1 where unknown."""
+    turns: np.ndarray
+    """(N,) int32: number of questions in the context, 1 in a first turn."""
+    padding: tuple[int, int, int]
+    """The id that fills up each of FIELDS."""
+
+    def __len__(self) -> int: ...
+
+    def tokens(self, indices: Sequence[int]) -> list[Row]:
+        """FIELDS of some instances."""
+        ...
+
+
+class TokenisedDialogues:
+    """Examples that are read and tokenised when they are first asked for, so that a process reads only its own.
+
+    Planning batches takes everybody's lengths: they are computed once and kept beside the dataset, under a name made
+    from the tokenizers and the limits.
+    """
+
+    def __init__(self, instances: Dialogues, tokenizers: Tokenizers, limits: Limits):
+        self._instances, self._tokenizers, self._limits = instances, tokenizers, limits
+        self.padding = (tokenizers.encoder.pad_id, tokenizers.encoder.pad_id, tokenizers.decoder.eos_id)
+        name = hashlib.sha256(f"{FORMAT} {tokenizers_key(tokenizers)} {limits}".encode()).hexdigest()[:20]
+        path = instances.folder / f"lengths-{name}.npz"
+        if not path.exists():
+            with storage.replacing(path) as file:
+                np.savez(file, **self._index())
+        with np.load(path) as index:
+            self.lengths, self.labels, self.turns = index["lengths"], index["labels"], index["turns"]
+        self._kept: dict[int, Row] = {}
+
+    def __len__(self) -> int:
+        return len(self._instances)
+
+    def tokens(self, indices: Sequence[int]) -> list[Row]:
+        new = list({i: None for i in indices if i not in self._kept})
+        rows = dict(zip(new, self._tokenise(self._instances.read(new)), strict=True)) if new else {}
+        if len(self._kept) < KEPT:
+            self._kept.update(rows)
+        return [rows[i] if i in rows else self._kept[i] for i in indices]
+
+    def _tokenise(self, instances: Sequence[Instance]) -> list[Row]:
+        encoder, decoder = self._tokenizers.encoder, self._tokenizers.decoder
+        context_limit, joint_limit, reply_limit = self._limits
+        # The instances of a dialogue repeat its turns, so each text is encoded once.
+        turns = list({turn.strip() for i in instances for turn in (*i.questions, *i.replies)})
+        targets = list({i.replies[-1].strip() for i in instances})
+        turn_ids = dict(zip(turns, encoder.encode_batch(turns), strict=True))
+        target_ids = dict(zip(targets, decoder.encode_batch(targets), strict=True))
+        rows = []
+        for instance in instances:
+            questions = [turn_ids[turn.strip()] for turn in instance.questions]
+            *replies, reply = (turn_ids[turn.strip()] for turn in instance.replies)
+            row = (
+                encoder.context_of(questions, replies, context_limit),
+                encoder.joint_of(questions, replies, reply, joint_limit, reply_limit),
+                decoder.reply_of(target_ids[instance.replies[-1].strip()], reply_limit),
+            )
+            rows.append(tuple(np.array(ids, np.int32) for ids in row))
+        return rows
+
+    def _index(self) -> dict[str, np.ndarray]:
+        lengths, labels, turns = [], [], []
+        for start in range(0, len(self), 4096):
+            instances = self._instances.read(range(start, min(start + 4096, len(self))))
+            lengths += [[len(ids) for ids in row] for row in self._tokenise(instances)]
+            labels += [instance.labels for instance in instances]
+            turns += [len(instance.questions) for instance in instances]
+        return {
+            "lengths": np.array(lengths, np.int32),
+            "labels": np.array(labels, np.int32),
+            "turns": np.array(turns, np.int32),
+        }
+
+
+class TokenArrays:
+    """Examples in memory, as a frozen file holds them."""
+
+    def __init__(self, arrays: dict[str, np.ndarray], padding: tuple[int, int, int]):
+        """arrays: `lengths`, `labels`, `turns`, and for each of FIELDS the tokens of all instances in one row."""
+        self.lengths, self.labels, self.turns = arrays["lengths"], arrays["labels"], arrays["turns"]
+        self.padding = padding
+        self._rows = [np.split(arrays[f], np.cumsum(self.lengths[:-1, i])) for i, f in enumerate(FIELDS)]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def tokens(self, indices: Sequence[int]) -> list[Row]:
+        return [tuple(rows[i] for rows in self._rows) for i in indices]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Everything that training learns from."""
+
+    schema: Schema
+    tokenizers: Tokenizers
+    train: Examples
+    validation: Examples
+    key: str
+    """Changes with the data, the schema and the tokenizers."""
+
+
+def tokenizers_key(tokenizers: Tokenizers) -> str:
+    """A name made from the tokenizers' content."""
+    content = hashlib.sha256()
+    for path, file in sorted(tokenizers.files().items()):
+        content.update(f"{path} {len(file)}\n".encode() + file)
+    return content.hexdigest()[:20]
+
+
+def save_frozen(path: str | Path, corpus: Corpus) -> None:
+    """Writes a corpus as token arrays in one .npz file, which appears whole or not at all."""
+    arrays = {"format": np.array(FORMAT), "key": np.array(corpus.key), "schema.toml": _bytes(corpus.schema.to_toml())}
+    for name, content in corpus.tokenizers.files().items():
+        arrays[f"tokenizers/{name}"] = _bytes(content)
+    for split in ("train", "validation"):
+        examples = getattr(corpus, split)
+        rows = examples.tokens(range(len(examples)))
+        for field, name in enumerate(FIELDS):
+            arrays[f"{split}/{name}"] = np.concatenate([row[field] for row in rows])
+        for name in ("lengths", "labels", "turns"):
+            arrays[f"{split}/{name}"] = getattr(examples, name)
+    with storage.replacing(path) as file:
+        np.savez_compressed(file, **arrays)
+
+
+def load_frozen(path: str | Path) -> Corpus:
+    """Reads what `save_frozen` wrote."""
+    try:
+        with np.load(io.BytesIO(storage.read(path)), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        if arrays["format"] != FORMAT:
+            raise UserError(f"{path} has frozen format {arrays['format']}, this is version {FORMAT}; freeze it again")
+    except (ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{path} is not a whole file of `python -m miracle_jax.dataset freeze` ({error}); write it again"
+        ) from None
+
+    def folder(name):
+        return {path.removeprefix(name): array for path, array in arrays.items() if path.startswith(name)}
+
+    tokenizers = Tokenizers.from_files({name: array.tobytes() for name, array in folder("tokenizers/").items()})
+    padding = (tokenizers.encoder.pad_id, tokenizers.encoder.pad_id, tokenizers.decoder.eos_id)
+    return Corpus(
+        schema=Schema.from_toml(arrays["schema.toml"].tobytes().decode(), str(path)),
+        tokenizers=tokenizers,
+        train=TokenArrays(folder("train/"), padding),
+        validation=TokenArrays(folder("validation/"), padding),
+        key=str(arrays["key"]),
+    )
+
+
+def _bytes(content: str | bytes) -> np.ndarray:
+    return np.frombuffer(content.encode() if isinstance(content, str) else content, np.uint8)

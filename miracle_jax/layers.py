@@ -1,0 +1,117 @@
+"""What the encoder and the decoder share: dense layers, attention, dropout and a scanned stack of blocks.
+
+Axis letters: B batch, S new tokens, T earlier positions, D model, H heads, K head size, L layers.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Key
+
+ACTIVATIONS = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+HIDDEN = -1e30  # the score of a pair that must not attend; finite, so a row with no visible key gives no NaN
+
+
+def dense(n_in: int, n_out: int, std: float, dtype: Any, rngs: nnx.Rngs, bias: bool = True) -> nnx.Linear:
+    """A linear layer whose float32 kernel starts as N(0, std^2), computing in `dtype`."""
+    init = nnx.initializers.normal(std)
+    return nnx.Linear(n_in, n_out, use_bias=bias, kernel_init=init, dtype=dtype, param_dtype=jnp.float32, rngs=rngs)
+
+
+def layer_norm(width: int, eps: float, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Layer normalisation by the two-pass variance: the one-pass form loses digits that parity tests see."""
+    return nnx.LayerNorm(width, epsilon=eps, dtype=dtype, param_dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
+
+
+def dropout(x: Array, rate: float, key: Key[Array, ""] | None) -> Array:
+    """Zeroes a share `rate` of x and scales the rest up. Without a key (inference) x passes unchanged."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
+
+
+def split_key(key: Key[Array, ""] | None, number: int) -> list:
+    """`number` keys, or that many None where there is no key."""
+    return [None] * number if key is None else list(jax.random.split(key, number))
+
+
+def attention(
+    query: Float[Array, "B S H K"],
+    parts: list[tuple[Float[Array, "B _ H K"], Float[Array, "B _ H K"], Bool[Array, "..."]]],
+    rate: float = 0.0,
+    key: Key[Array, ""] | None = None,
+) -> Float[Array, "B S H*K"]:
+    """Scaled dot-product attention over keys that come in parts.
+
+    Args:
+      query: one query a token and head.
+      parts: (keys, values, visible) each; `visible` broadcasts to (B, H, S, keys). The softmax runs over all parts
+        together. Parts let a decoder attend to a cache and to its new tokens without copying the cache.
+      rate, key: dropout of the attention weights.
+    """
+    scale = query.shape[-1] ** -0.5
+    scores = [
+        jnp.where(
+            visible, jnp.einsum("BSHK,BTHK->BHST", query, keys, preferred_element_type=jnp.float32) * scale, HIDDEN
+        )
+        for keys, _, visible in parts
+    ]
+    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
+    weights = dropout(weights, rate, key).astype(query.dtype)
+    edges = [sum(s.shape[-1] for s in scores[: i + 1]) for i in range(len(scores) - 1)]
+    mixed = sum(
+        jnp.einsum("BHST,BTHK->BSHK", part, values)
+        for part, (_, values, _) in zip(jnp.split(weights, edges, axis=-1), parts, strict=True)
+    )
+    return mixed.reshape(*mixed.shape[:2], -1)
+
+
+class Stack(nnx.Module):
+    """`depth` equal blocks whose parameters are stacked on a leading axis L and run by one scan.
+
+    The scan keeps compile time independent of the depth.
+    """
+
+    def __init__(self, make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, remat: bool, rngs: nnx.Rngs):
+        @nnx.split_rngs(splits=depth)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def create(layer_rngs):
+            return make_block(layer_rngs)
+
+        self.blocks = create(rngs)
+        self.depth = depth
+        self.remat = remat
+
+    def __call__(self, x: Array, *shared: Any, per_layer: Any = None, key: Key[Array, ""] | None = None):
+        """Runs x through every block as `x, y = block(x, *shared, layer's part of per_layer, key)`.
+
+        Args:
+          x: what the blocks hand on to each other.
+          shared: passed to every block as it is.
+          per_layer: a pytree with leading axis L, or None.
+          key: dropout key, or None.
+
+        Returns:
+          The last x, and every block's y stacked on a leading axis L.
+        """
+        graphdef, params = nnx.split(self.blocks)
+
+        def run(x, layer):
+            layer_params, part, layer_key = layer
+            return nnx.merge(graphdef, layer_params)(x, *shared, part, layer_key)
+
+        if self.remat:
+            run = jax.checkpoint(run, prevent_cse=False)
+        keys = None if key is None else jax.random.split(key, self.depth)
+        return jax.lax.scan(run, x, (params, per_layer, keys))

@@ -1,0 +1,118 @@
+"""All losses and their schedules (paper Eq. 3 to 6), as pure functions.
+
+A mean that is taken over the whole optimizer step (tokens, labels, instances) is computed as a sum, so that
+micro-batches add up; `Counts` holds what the sums are divided by.
+
+Axis letters: B batch, S tokens, Z latent, A attributes, N aspects, V vocabulary.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from miracle_jax import config
+from miracle_jax.cvae import Outputs
+from miracle_jax.latent import Gaussian
+from miracle_jax.latent import kl as gaussian_kl
+
+
+class Counts(NamedTuple):
+    """Over one optimizer step, all micro-batches and processes together."""
+
+    tokens: Float[Array, ""]
+    labels: Float[Array, ""]
+    instances: Float[Array, ""]
+    micro_batches: float
+
+
+def counts(batch: dict[str, Array]) -> Counts:
+    """batch: as the pipeline gives it, (G, B, ...) with G micro-batches. Rows with weight 0 do not count."""
+    weight = row_weight(batch)
+    return Counts(
+        tokens=jnp.sum(weight * (batch["reply_length"] - 1)),
+        labels=jnp.sum(weight[..., None] * (batch["labels"] >= 0)),
+        instances=jnp.sum(weight),
+        micro_batches=float(batch["reply"].shape[0]),
+    )
+
+
+def row_weight(batch: dict[str, Array]) -> Float[Array, "*B"]:
+    """1 for rows that count, 0 for rows that fill up the last evaluation batch."""
+    return batch.get("weight", jnp.ones(batch["reply_length"].shape, jnp.float32))
+
+
+def kl_cycle(step: Int[Array, ""] | int, loss: config.Loss) -> Float[Array, ""]:
+    """The cyclical KL weight: 0 in the first `kl_zero` of each `kl_period` steps, then 1 (appendix C.2)."""
+    return jnp.where(step % loss.kl_period < loss.kl_zero * loss.kl_period, 0.0, 1.0)
+
+
+def reconstruction(
+    logits: Float[Array, "B S V"], reply: Int[Array, "B S"], length: Int[Array, " B"], weight: Float[Array, " B"]
+) -> Float[Array, ""]:
+    """Sum over reply tokens and `<eos>` of -log p(token | earlier tokens, z), in nats; padding never counts."""
+    target = reply[:, 1:]
+    scores = logits[:, :-1]
+    picked = jnp.take_along_axis(scores, target[..., None], axis=-1)[..., 0]
+    token_loss = jax.nn.logsumexp(scores, axis=-1) - picked
+    counted = (jnp.arange(target.shape[1]) < length[:, None] - 1) * weight[:, None]
+    return jnp.sum(token_loss * counted)
+
+
+def floored_kl(q: Gaussian, p: Gaussian, floor: float) -> Float[Array, " B"]:
+    """KL(q || p) of each instance over those dimensions that exceed `floor` ("thresholding"), in nats."""
+    per_dimension = gaussian_kl(q, p)
+    return jnp.sum(jnp.where(per_dimension > floor, per_dimension, 0.0), axis=-1)
+
+
+def classification(
+    logits: Float[Array, "*B A N"], labels: Int[Array, "*B A"], weight: Float[Array, "*B"]
+) -> Float[Array, ""]:
+    """Sum of the cross-entropies over the labels that instances have (Eq. 4); label -1 is unknown."""
+    log_p = jax.nn.log_softmax(logits, axis=-1)
+    picked = jnp.take_along_axis(log_p, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
+    return -jnp.sum(jnp.where(labels >= 0, picked, 0.0) * weight[..., None])
+
+
+def attribute_gap(z: Float[Array, "B Z"], labels: Int[Array, "B A"], distance: str = "squared") -> Float[Array, ""]:
+    """Distances between the attributes' batch means of z, summed over all pairs (Eq. 5).
+
+    An instance counts in every attribute that it is labelled for. Pairs with an attribute that the batch lacks are
+    left out. distance: "squared" is averaged over dimensions; "euclidean" is the norm as printed.
+    """
+    member: Bool[Array, "B A"] = labels >= 0
+    number = jnp.sum(member, axis=0)
+    means = jnp.einsum("BA,BZ->AZ", member.astype(z.dtype), z) / jnp.maximum(number, 1)[:, None]
+    a, b = jnp.triu_indices(labels.shape[1], k=1)
+    squared = jnp.square(means[a] - means[b])
+    if distance == "squared":
+        pairs = jnp.mean(squared, axis=-1)
+    else:
+        total = jnp.sum(squared, axis=-1)
+        pairs = jnp.where(total > 0, jnp.sqrt(jnp.where(total > 0, total, 1.0)), 0.0)  # the norm has no slope at 0
+    return jnp.sum(jnp.where((number[a] > 0) & (number[b] > 0), pairs, 0.0))
+
+
+def parts(out: Outputs, batch: dict[str, Array], loss: config.Loss, total: Counts) -> dict[str, Float[Array, ""]]:
+    """The four losses of one micro-batch, unweighted and divided so that the micro-batches of a step add up.
+
+    Those with weight 0 are left out, except reconstruction, which is always reported.
+    """
+    weight = row_weight(batch)
+    reconstruct = reconstruction(out.logits, batch["reply"], batch["reply_length"], weight)
+    named = {"reconstruct": reconstruct / total.tokens}
+    if out.posterior is not None:
+        named["kl"] = jnp.sum(weight * floored_kl(out.posterior, out.prior, loss.kl_floor)) / total.instances
+    if loss.classify:
+        classify = classification(out.attribute_logits, batch["labels"], weight)
+        named["classify"] = classify / jnp.maximum(total.labels, 1.0)
+    if loss.gap:
+        named["gap"] = attribute_gap(out.z, batch["labels"], loss.gap_distance) / total.micro_batches
+    return named
+
+
+def weighted_sum(named: dict[str, Float[Array, ""]], loss: config.Loss, cycle: Float[Array, ""]) -> Float[Array, ""]:
+    """The training objective (Eq. 6): every part by its weight, the KL also by the cycle."""
+    factors = {"reconstruct": loss.reconstruct, "kl": loss.kl * cycle, "classify": loss.classify, "gap": loss.gap}
+    return sum(factors[name] * value for name, value in named.items())

@@ -1,0 +1,237 @@
+"""A trained model to talk to: contexts and personalities in, replies out.
+
+    import miracle_jax as mj
+
+    model = mj.load("runs/tiny")
+    print(model.reply(["How was your day?"], "lyrical, critical").text)
+
+Path of a batch: contexts -> prior encoder -> z(T) -> ODE down the energy -> z(0) -> decoder -> replies.
+"""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from miracle_jax import checkpoint, config, decode
+from miracle_jax.attributes import Schema
+from miracle_jax.cvae import Miracle
+from miracle_jax.energy import aspect_probabilities
+from miracle_jax.errors import UserError
+from miracle_jax.latent import Heads
+from miracle_jax.sampler import SampleResult, in_pieces, sample
+from miracle_jax.tokenizers import Tokenizers
+
+log = logging.getLogger(__name__)
+
+Context = Sequence[str] | Mapping[str, Any]
+Personality = str | Mapping[str, str] | Sequence[str] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """One reply and what the model knows about it."""
+
+    text: str
+    personality: str
+    """The aspects that were asked for, by name."""
+    aspects: dict[str, dict[str, float]]
+    """For every attribute, the probability that its classifier gives each aspect at the latent z(0)."""
+    energy: float
+    """E(P|z(0)) in nats; low means that the personality is strong."""
+    energy_before: float
+    """The same at z(T), before the ODE."""
+    steps: int
+    """Steps that the solver took."""
+    ok: bool
+    """False: the solver did not arrive within sample.max_steps."""
+
+
+def load(workdir: str | Path) -> "Model":
+    """Loads a finished run, for instance `runs/tiny`. Raises UserError when it holds none."""
+    workdir = Path(workdir)
+    run = config.load_run(workdir)
+    if not (workdir / "model.json").is_file():
+        raise UserError(f"{workdir} is not finished (no model.json); run its python -m miracle_jax.train command again")
+    facts = json.loads((workdir / "model.json").read_text())
+    schema = Schema.load(workdir / "schema.toml")
+    graphdef, shapes = nnx.split(nnx.eval_shape(lambda: Miracle(run, schema.sizes, nnx.Rngs(0))))
+    heads_graph, head_shapes = nnx.split(nnx.eval_shape(lambda: Heads(run.latent, schema.sizes, nnx.Rngs(0))))
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    expected = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+        {"miracle": nnx.to_pure_dict(shapes), "refit_heads": nnx.to_pure_dict(head_shapes)},
+    )
+    params = checkpoint.load_model(workdir, expected)
+    heads = {"joint": params["miracle"]["heads"], "refit": params["refit_heads"]}
+    heads = {name: nnx.merge(heads_graph, heads[name]) for name in facts["accuracy"]}
+    tokenizers = Tokenizers.load(workdir / "tokenizers")
+    return Model(run, schema, tokenizers, nnx.merge(graphdef, params["miracle"]), heads, facts["heads"])
+
+
+class Model:
+    """A conditional VAE with its energy, ready to answer."""
+
+    def __init__(
+        self,
+        run: config.Config,
+        schema: Schema,
+        tokenizers: Tokenizers,
+        miracle: Miracle,
+        heads: dict,
+        default_heads: str,
+    ):
+        """heads: attribute heads by name ("joint", "refit"); default_heads: which of them `sample.heads = "auto"` takes."""
+        self.config, self.schema, self.tokenizers, self.miracle = run, schema, tokenizers, miracle
+        self.heads, self.default_heads = heads, default_heads
+        self._allowed = np.arange(run.decoder.vocab_size) < tokenizers.decoder.size
+        self._allowed[tokenizers.decoder.bos_id] = False
+        self._encode = jax.jit(lambda encoder, tokens, length: encoder(tokens, length))
+
+    def reply(self, context: Context, personality: Personality = None, **options) -> Reply:
+        """One reply; takes the options of `replies`."""
+        return self.replies([context], [personality], **options)[0]
+
+    def replies(
+        self,
+        contexts: Sequence[Context],
+        personalities: Sequence[Personality] | Personality = None,
+        *,
+        weights: Mapping[str, float] | None = None,
+        samples: int = 1,
+        seed: int = 0,
+        sample: config.Sample | None = None,
+        decode: config.Decode | None = None,
+    ) -> list[Reply]:
+        """Answers many contexts at once.
+
+        Args:
+          contexts: each a list of turns, question, reply, ..., question; or a mapping with `input` (M questions) and
+            `output` (M - 1 replies; an M-th is a reference and is not read), as in data files.
+          personalities: one for each context, or a single one for all: "lyrical, optimistic", {"attitude": "optimistic"}
+            or None. Attributes left out are not controlled.
+          weights: energy weight of attributes, by name; others have `sample.weight`.
+          samples: latents a context; from several, drawn from the prior, the one of lowest energy is kept.
+          seed: of draws from the prior and of sampled text.
+          sample, decode: settings in place of the run's.
+        """
+        if not contexts:
+            return []
+        if personalities is None or isinstance(personalities, str | Mapping):
+            personalities = [personalities] * len(contexts)
+        if len(personalities) != len(contexts):
+            raise UserError(
+                f"there are {len(contexts)} contexts but {len(personalities)} personalities; give one for each"
+            )
+        aspects = np.array([self.schema.parse(personality) for personality in personalities], np.int32)
+        moved, probabilities = self.latents(contexts, aspects, weights, samples, seed, sample or self.config.sample)
+        texts = self.decode(moved.z, seed, decode or self.config.decode)
+        return [
+            Reply(
+                text=text,
+                personality=self.schema.describe(aspects[i]),
+                aspects={
+                    attribute.name: {name: float(p) for name, p in zip(attribute.aspects, row, strict=False)}
+                    for attribute, row in zip(self.schema.attributes, probabilities[i], strict=True)
+                },
+                energy=float(moved.energy_after[i]),
+                energy_before=float(moved.energy_before[i]),
+                steps=int(moved.steps[i]),
+                ok=bool(moved.ok[i]),
+            )
+            for i, text in enumerate(texts)
+        ]
+
+    def latents(
+        self,
+        contexts: Sequence[Context],
+        aspects: np.ndarray,
+        weights: Mapping[str, float] | None,
+        samples: int,
+        seed: int,
+        settings: config.Sample,
+    ) -> tuple[SampleResult, np.ndarray]:
+        """One latent a context, moved to its aspects (B, A); and what the heads read in it, (B, A, N)."""
+        heads = self._heads(settings)
+        lambdas = np.full(len(self.schema.names), settings.weight, np.float32)
+        for name, weight in (weights or {}).items():
+            if not 0 <= weight < float("inf"):
+                raise UserError(f"the weight of {name} is {weight}; a weight is a finite number, at least 0")
+            lambdas[self.schema.attribute_index(name)] = weight
+        prior = in_pieces(
+            lambda *rows: self._encode(self.miracle.prior, *rows), self._tokens(contexts), settings.batch_size
+        )
+        if samples > 1:
+            settings = dataclasses.replace(settings, start="draw")
+        repeat = lambda rows: np.repeat(rows, samples, axis=0)  # noqa: E731
+        moved = sample(
+            heads, repeat(prior.mean), repeat(prior.logvar), repeat(aspects), np.tile(lambdas, (samples * len(aspects), 1)),
+            settings, jax.random.fold_in(jax.random.key(seed), 0),
+        )  # fmt: skip
+        if samples > 1:
+            energy = np.where(moved.ok, moved.energy_after, np.inf).reshape(-1, samples)
+            best = np.arange(len(aspects)) * samples + np.argmin(energy, axis=1)
+            moved = SampleResult(*(column[best] for column in moved))
+        late = int(np.sum(~moved.ok))
+        if late:
+            log.warning(
+                "%d of %d latents did not arrive within sample.max_steps = %d; raise it or loosen sample.rtol",
+                late, len(aspects), settings.max_steps,
+            )  # fmt: skip
+        return moved, np.asarray(aspect_probabilities(heads, jnp.asarray(moved.z)))
+
+    def decode(self, z: np.ndarray, seed: int, settings: config.Decode) -> list[str]:
+        """Latents (B, Z) to texts."""
+        bos, eos = self.tokenizers.decoder.bos_id, self.tokenizers.decoder.eos_id
+        key = jax.random.fold_in(jax.random.key(seed), 1)
+
+        def run(z, rows):
+            return decode.generate(self.miracle.decoder, z, rows, jnp.asarray(self._allowed), bos, eos, settings, key)
+
+        tokens, length = in_pieces(run, (z, np.arange(len(z))), settings.batch_size)
+        return [self.tokenizers.decoder.decode(row[:n].tolist()).strip() for row, n in zip(tokens, length, strict=True)]
+
+    def _heads(self, settings: config.Sample) -> Heads:
+        name = self.default_heads if settings.heads == "auto" else settings.heads
+        if name not in self.heads:
+            raise UserError(f"sample.heads is {name} but this run has only {', '.join(self.heads)} heads")
+        return self.heads[name]
+
+    def _tokens(self, contexts: Sequence[Context]) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids (B, S) and lengths (B,) of rendered contexts; S is the shortest bucket that holds them all."""
+        limit = self.config.data.buckets[-1][0]
+        rows = [self.tokenizers.encoder.context(*turns(context), limit) for context in contexts]
+        longest = max(map(len, rows))
+        width = next(bucket[0] for bucket in self.config.data.buckets if bucket[0] >= longest)
+        tokens = np.full((len(rows), width), self.tokenizers.encoder.pad_id, np.int32)
+        for i, row in enumerate(rows):
+            tokens[i, : len(row)] = row
+        return tokens, np.array([len(row) for row in rows], np.int32)
+
+
+def turns(context: Context) -> tuple[list[str], list[str]]:
+    """The M questions and the M - 1 replies before the one that is wanted. Raises UserError for anything else."""
+    if isinstance(context, Mapping):
+        questions, replies = list(context.get("input", ())), list(context.get("output", ()))
+        if questions and len(replies) == len(questions):
+            replies = replies[:-1]
+    elif isinstance(context, str):
+        raise UserError(f"a context is a list of turns, not a text; write [{context[:40]!r}]")
+    else:
+        questions, replies = list(context[0::2]), list(context[1::2])
+    if not questions or len(replies) != len(questions) - 1:
+        raise UserError(
+            f"a context to answer ends with a question: it has M questions and M - 1 replies, not {len(questions)} and "
+            f"{len(replies)}"
+        )
+    for turn in (*questions, *replies):
+        if not isinstance(turn, str) or not turn.strip():
+            raise UserError(f"a turn of the context is {turn!r}; every turn is a text that is not empty")
+    return questions, replies

@@ -1,0 +1,233 @@
+"""Dialogues to batches: tokenised, bucketed by length, stratified over the attributes, split over processes.
+
+A batch is a dict of numpy arrays. Axis letters: G micro-batches of a step, B instances, S tokens, A attributes.
+
+    context (G, B, S)  [CLS] context [SEP]              context_length (G, B)
+    joint   (G, B, S)  [CLS] context reply [SEP]        joint_length   (G, B)
+    reply   (G, B, S)  <bos> reply <eos>                reply_length   (G, B)
+    labels  (G, B, A)  aspect ids, -1 where unknown
+
+all int32, each S that of the step's bucket. Behind its length a row is filled with padding (`reply` with <eos>).
+"""
+
+import functools
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from miracle_jax import dataset, dialogues, examples
+from miracle_jax.attributes import UNKNOWN
+from miracle_jax.config import Config
+from miracle_jax.errors import UserError
+from miracle_jax.examples import FIELDS, Corpus, Examples, Limits, TokenArrays, TokenisedDialogues
+from miracle_jax.tokenizers import Tokenizers, load_or_train
+
+Bucket = Limits
+
+
+def prepare(config: Config, tokenizers: Tokenizers | None = None) -> Corpus:
+    """The corpus that `config.data` names, built and indexed unless it is in the cache.
+
+    tokenizers: those of a run that is resumed; None loads or trains them.
+    """
+    if config.data.frozen:
+        corpus = examples.load_frozen(config.data.frozen)
+        corpus.tokenizers.check(config)
+        return corpus
+    train_files, validation_files, schema = dataset.sources(config.data)
+    if not validation_files:
+        raise UserError(
+            "data.train is given but data.validation is not, and checkpoints are chosen by validation; name files for "
+            f"it, for instance --data.validation {schema.names[0]}=FILE.jsonl"
+        )
+    splits = (train_files, validation_files)
+    train, validation = dialogues.build_all(splits, schema, config.data.cache, config.data.on_error)
+    if tokenizers is None:
+        turns = (turn for i in train.read(range(len(train))) for turn in (*i.questions, *i.replies))
+        tokenizers = load_or_train(config, turns)
+    tokenizers.check(config)
+    limits = config.data.buckets[-1]
+    key = f"{train.folder.name} {validation.folder.name} {examples.tokenizers_key(tokenizers)}"
+    return Corpus(
+        schema=schema,
+        tokenizers=tokenizers,
+        train=TokenisedDialogues(train, tokenizers, limits),
+        validation=TokenisedDialogues(validation, tokenizers, limits),
+        key=hashlib.sha256(key.encode()).hexdigest()[:20],
+    )
+
+
+def assign_buckets(lengths: np.ndarray, buckets: Sequence[Bucket]) -> np.ndarray:
+    """(N,) index of the smallest bucket that holds each instance. Raises UserError when the last does not."""
+    fits = np.all(lengths[:, None, :] <= np.array(buckets)[None], axis=-1)
+    if not fits[:, -1].all():
+        longest = tuple(lengths.max(axis=0).tolist())
+        raise UserError(
+            f"the tokens are up to {longest} long (context, context + reply, reply), but the last of data.buckets is "
+            f"{tuple(buckets[-1])}; freeze the data again for these buckets or raise the last one"
+        )
+    return np.argmax(fits, axis=1)
+
+
+def collate(examples: Examples, indices: np.ndarray, bucket: Bucket) -> dict[str, np.ndarray]:
+    """The instances as arrays of the bucket's lengths. indices: any shape, which leads the arrays' shapes."""
+    flat = indices.ravel().tolist()
+    rows = examples.tokens(flat)
+    batch = {}
+    for field, name in enumerate(FIELDS):
+        array = np.full((len(flat), bucket[field]), examples.padding[field], np.int32)
+        for i, row in enumerate(rows):
+            array[i, : len(row[field])] = row[field]
+        batch[name] = array.reshape(*indices.shape, bucket[field])
+        batch[f"{name}_length"] = examples.lengths[indices, field]
+    batch["labels"] = examples.labels[indices]
+    return batch
+
+
+class Batches:
+    """The training batches: `batches[step]` for any step >= 0, a pure function of the seed and the step.
+
+    Each micro-batch holds every attribute in proportion to its instances, and at least once. Within an attribute the
+    instances of an epoch are shuffled, then sorted by bucket, and micro-batch k takes the k-th slice of every
+    attribute, so micro-batches hold instances of similar length; the bucket of a step is the largest that one of its
+    rows needs. Then the steps are shuffled. An attribute with fewer instances than places repeats some.
+    """
+
+    def __init__(
+        self,
+        examples: Examples,
+        buckets: Sequence[Bucket],
+        batch_size: int,
+        accumulate: int,
+        seed: int,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        """batch_size: instances of a step, all micro-batches and processes together. Of each micro-batch, process p
+        gets the p-th of `process_count` equal slices; it reads no others.
+
+        Raises UserError when a micro-batch has no place for every attribute or cannot be split over the processes.
+        """
+        rows = batch_size // accumulate
+        if rows % process_count:
+            raise UserError(f"a micro-batch of {rows} instances cannot be split over {process_count} processes evenly")
+        self.examples, self.buckets = examples, [tuple(bucket) for bucket in buckets]
+        # Fewer instances than a batch holds make one step an epoch, in which they repeat.
+        self.steps_per_epoch = max(len(examples) // batch_size, 1)
+        self._accumulate, self._seed = accumulate, seed
+        own = rows // process_count
+        self._own = slice(process_index * own, (process_index + 1) * own)
+        self.bucket_of = assign_buckets(examples.lengths, self.buckets)
+        # An instance with several labels is drawn as one of its rarest attribute, so that this one is in every batch;
+        # in the losses it counts for all of them.
+        known = examples.labels != UNKNOWN
+        rarest = np.where(known, known.sum(axis=0), len(examples) + 1).argmin(axis=1)
+        self._strata = [np.flatnonzero(rarest == attribute) for attribute in np.unique(rarest)]
+        if len(self._strata) > rows:
+            raise UserError(
+                f"the data has {len(self._strata)} attributes, but a micro-batch (train.batch_size / train.accumulate) "
+                f"only {rows} instances; each attribute needs one"
+            )
+        self._quotas = _quotas([len(s) for s in self._strata], rows, self.steps_per_epoch * accumulate)
+        # Two, because prefetching threads work on the end of an epoch and the start of the next.
+        self._epoch = functools.lru_cache(maxsize=2)(self._plan)
+
+    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+        indices, bucket = self._place(step)
+        return collate(self.examples, indices[:, self._own], self.buckets[bucket])
+
+    def bucket(self, step: int) -> Bucket:
+        """The shape of a step."""
+        return self.buckets[self._place(step)[1]]
+
+    def stream(self, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
+        """The batches from step `start` on, without end, prepared ahead in threads by Grain."""
+        if isinstance(self.examples, TokenArrays):  # nothing to prepare, and Grain may not be installed
+            yield from map(self.__getitem__, itertools.count(start))
+        import grain  # slow to import
+
+        steps = grain.MapDataset.range(start, np.iinfo(np.int64).max).map(self.__getitem__)
+        yield from steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8))
+
+    @property
+    def padding_fraction(self) -> float:
+        """The share of the first epoch's token places, encoders' and decoder's, that is padding."""
+        indices, buckets = self._epoch(0)
+        places = np.array(self.buckets)[buckets].sum() * indices[0].size
+        return 1.0 - float(self.examples.lengths[indices].sum() / places)
+
+    def _place(self, step: int) -> tuple[np.ndarray, int]:
+        """The instances (G, B) of a step, all processes', and the index of its bucket."""
+        epoch, position = divmod(int(step), self.steps_per_epoch)
+        indices, buckets = self._epoch(epoch)
+        return indices[position], int(buckets[position])
+
+    def _plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The instances (steps, G, B) and the bucket indices (steps,) of an epoch."""
+        rng = np.random.default_rng([self._seed, epoch])
+        parts = []
+        for members, quota in zip(self._strata, self._quotas.T, strict=True):
+            places = quota.sum()
+            order = np.concatenate([rng.permutation(members) for _ in range(-(-places // len(members)))])[:places]
+            order = order[np.argsort(self.bucket_of[order], kind="stable")]
+            parts.append(np.split(order, np.cumsum(quota)[:-1]))
+        micro_batches = np.stack([np.concatenate(slices) for slices in zip(*parts, strict=True)])
+        micro_batches = rng.permuted(micro_batches, axis=1)
+        steps = micro_batches.reshape(self.steps_per_epoch, self._accumulate, -1)
+        steps = rng.permutation(steps)
+        return steps, self.bucket_of[steps].max(axis=(1, 2))
+
+
+def _quotas(sizes: Sequence[int], rows: int, micro_batches: int) -> np.ndarray:
+    """(micro_batches, attributes) places in each micro-batch: at least 1 each, the rest in proportion to the sizes.
+
+    By largest remainder of what is due to each attribute so far, so that rounding evens out over an epoch.
+    """
+    share = np.array(sizes) / sum(sizes) * rows
+    share = np.maximum(share, 1.0)
+    spare = share - 1.0
+    share -= spare * (share.sum() - rows) / max(spare.sum(), 1e-9)  # what the small ones got beyond their share
+    quotas = np.ones((micro_batches, len(sizes)), int)
+    given = np.zeros(len(sizes))
+    for k in range(micro_batches):
+        due = share * (k + 1) - given
+        quotas[k] = np.maximum(np.floor(due + 1e-6), 1)
+        while (left := rows - quotas[k].sum()) != 0:
+            remainder = due - quotas[k]
+            if left > 0:
+                quotas[k][np.argmax(remainder)] += 1
+            else:
+                quotas[k][np.argmin(np.where(quotas[k] > 1, remainder, np.inf))] -= 1
+        given += quotas[k]
+    return quotas
+
+
+def evaluation_batches(
+    examples: Examples,
+    buckets: Sequence[Bucket],
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches (B, ...) that hold every instance once, in the order of their buckets.
+
+    Beside a training batch's arrays they have `turn` (B,), the number of questions in the context, and `weight` (B,)
+    float32: 1, or 0 for the rows that fill up the last batch, which have no labels and no reply either.
+    """
+    if batch_size % process_count:
+        raise UserError(f"a batch of {batch_size} instances cannot be split over {process_count} processes evenly")
+    own = batch_size // process_count
+    bucket_of = assign_buckets(examples.lengths, buckets)
+    order = np.argsort(bucket_of, kind="stable")
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
+        bucket = buckets[bucket_of[indices].max()]
+        weight = np.arange(batch_size) < len(indices)
+        indices = np.resize(indices, batch_size)[process_index * own :][:own]
+        weight = weight[process_index * own :][:own]
+        batch = collate(examples, indices, bucket)
+        batch["labels"] = np.where(weight[:, None], batch["labels"], UNKNOWN)
+        batch["reply_length"] = np.where(weight, batch["reply_length"], 1)
+        yield batch | {"turn": examples.turns[indices], "weight": weight.astype(np.float32)}

@@ -1,0 +1,161 @@
+"""What a run tells: a progress bar or log lines, metrics.jsonl, training.png, and trackers that are off by default."""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import jax
+from tqdm import tqdm
+
+from miracle_jax import config, storage
+from miracle_jax.errors import UserError
+
+
+class Report:
+    """Where numbers go. Only the first process writes."""
+
+    def __init__(self, workdir: str | Path, settings: config.Train, start: int, total: int):
+        """start: steps already done (a resumed run); total: steps of stage 1."""
+        self.first = jax.process_index() == 0
+        self.path = Path(workdir) / "metrics.jsonl"
+        self.batch_size = settings.batch_size
+        self.total = total
+        self.last = (start, time.perf_counter())
+        self.last_progress = start
+        interactive = self.first and sys.stderr.isatty()
+        self.bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True) if interactive else None
+        if self.first:
+            self._forget_after(start)
+        self.trackers = self._trackers(Path(workdir), settings) if self.first else []
+
+    def _forget_after(self, step: int) -> None:
+        """Drops what a stopped run logged after its last checkpoint: those steps run again."""
+        if self.path.exists():
+            kept = [line for line in self.path.read_text().splitlines() if _logged_by(line, step)]
+            with storage.replacing(self.path) as file:
+                file.write("".join(line + "\n" for line in kept).encode())
+
+    def _trackers(self, workdir: Path, settings: config.Train) -> list:
+        trackers = []
+        if settings.tensorboard:
+            tensorboard = _optional("tensorboardX", "train.tensorboard", "tensorboard")
+            writer = tensorboard.SummaryWriter(str(workdir / "tensorboard"))
+            trackers.append(
+                lambda step, values: [writer.add_scalar(k, v, step) for k, v in values.items()] + [writer.flush()]
+            )
+        if settings.trackio:
+            trackio = _optional("trackio", "train.trackio", "trackio")
+            trackio.init(project="miracle-jax", name=workdir.name)
+            trackers.append(lambda step, values: trackio.log(values, step=step))
+        return trackers
+
+    def progress(self, step: int) -> None:
+        """Moves the bar to `step`; called every step, touches no device."""
+        if self.bar is not None:
+            self.bar.update(step - self.last_progress)
+        self.last_progress = step
+
+    def training(self, step: int, values: dict[str, float]) -> None:
+        """One log interval of stage 1: the mean losses since the last one, and the speed."""
+        before, then = self.last
+        now = time.perf_counter()
+        rate = (step - before) / max(now - then, 1e-9)
+        self.last = (step, now)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"{rate * self.batch_size:.0f} examples/s  {shown}", refresh=False)
+        else:
+            left = time.strftime("%H:%M:%S", time.gmtime((self.total - step) / rate))
+            self.say(f"step {step}/{self.total}  {shown}  {rate * self.batch_size:.0f} examples/s  ETA {left}")
+        self.write("train", step, values | {"examples_per_second": rate * self.batch_size})
+
+    def pause(self) -> float:
+        """Start of something that must not count as training time; hand the result to `resume`."""
+        return time.perf_counter()
+
+    def resume(self, paused: float) -> None:
+        step, then = self.last
+        self.last = (step, then + time.perf_counter() - paused)
+
+    def write(self, split: str, step: int, values: dict[str, float]) -> None:
+        """Appends a line to metrics.jsonl and feeds the trackers."""
+        if not self.first:
+            return
+        line = json.dumps({"step": step, "split": split} | values)
+        with self.path.open("a") as file:
+            file.write(line + "\n")
+        for track in self.trackers:
+            track(step, {f"{split}/{name}": value for name, value in values.items()})
+
+    def say(self, text: str) -> None:
+        """Prints a line above the progress bar."""
+        if not self.first:
+            return
+        if self.bar is not None:
+            self.bar.write(text)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def plot(self) -> None:
+        """Draws training.png from metrics.jsonl: every loss, training and validation."""
+        if not self.first or not self.path.exists():
+            return
+        from matplotlib.figure import Figure  # no pyplot: it would look for a display
+
+        rows = [json.loads(line) for line in self.path.read_text().splitlines()]
+        panels = {
+            "reconstruction (nats a token)": ["reconstruct", "reconstruct_posterior", "reconstruct_prior"],
+            "KL with its floor (nats)": ["kl", "kl_floored"],
+            "classification (nats a label)": ["classify"],
+            "attribute distance": ["gap"],
+        }
+        figure = Figure(figsize=(11, 7), layout="constrained")
+        for axes, (title, names) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
+            for split in ("train", "validation"):
+                for name in names:
+                    points = [(r["step"], r[name]) for r in rows if r["split"] == split and name in r]
+                    if points:
+                        axes.plot(
+                            *zip(*points, strict=True),
+                            "o-" if split == "validation" else "-",
+                            ms=3,
+                            label=f"{split} {name}",
+                        )
+            axes.set(title=title, xlabel="step")
+            if axes.lines:
+                axes.legend()
+        with storage.replacing(self.path.with_name("training.png")) as file:
+            figure.savefig(file, format="png", dpi=120)
+
+
+def finite(values: dict[str, float], first: int, last: int) -> dict[str, float]:
+    """values, unless one is NaN or infinite: then a UserError with its name and the steps."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise UserError(
+                f"{name} became {value} in steps {first} to {last}; the last checkpoint is intact. Lower "
+                "--train.learning-rate, or look for unusual lines in the data around these steps"
+            )
+    return values
+
+
+def _logged_by(line: str, step: int) -> bool:
+    """Whether a line of metrics.jsonl is whole and belongs to a step that is kept."""
+    try:
+        return json.loads(line)["step"] <= step
+    except (json.JSONDecodeError, KeyError):
+        return False
+
+
+def _optional(module: str, flag: str, extra: str):
+    try:
+        return __import__(module)
+    except ImportError:
+        raise UserError(f"{flag} is on but {module} is not installed; pip install 'miracle-jax[{extra}]'") from None

@@ -1,0 +1,167 @@
+"""Folders that are built once and are whole or absent, on a local disk or in a bucket."""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from etils import epath
+
+from miracle_jax import config
+from miracle_jax.errors import UserError
+
+COMPLETE = "complete.json"
+"""Written last: file -> size in bytes. A folder without it, or that does not agree with it, counts as absent."""
+PROBE_TIMEOUT = 60.0
+COPY_TIMEOUT = 600.0
+"""Seconds that a bucket has to answer, and to take or give one file."""
+STALE_AFTER = 3600.0
+"""Seconds after which the leftovers of a build that was killed are removed."""
+
+
+def is_remote(path: str | Path) -> bool:
+    return "://" in str(path)
+
+
+def read(path: str | Path) -> bytes:
+    """The content of a local or remote file. Raises UserError when there is none."""
+    try:
+        if is_remote(path):
+            return _remote(lambda: epath.Path(path).read_bytes(), path, COPY_TIMEOUT)
+        return Path(path).expanduser().read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"file {path} does not exist") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; expected a file") from None
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path):
+    """A binary file that appears under `path` when the block ends without an error, and not at all otherwise."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with open(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(part, 0o644)  # mkstemp lets only the owner read
+        os.replace(part, path)
+    except BaseException:
+        os.unlink(part)
+        raise
+
+
+def build_once(cache: str, name: str, write: Callable[[Path], None]) -> Path:
+    """The local folder `name` of `cache`; where it is absent, `write(folder)` fills it.
+
+    `write` gets a folder beside the final one, which becomes the final one in a single rename: whatever happens in
+    between, nobody sees half a folder. When several processes build at once, the first to finish wins. Of a remote
+    cache there is a copy in the default local one.
+    """
+    remote = epath.Path(cache) / name if is_remote(cache) else None
+    folder = Path(config.Data().cache if remote else cache).expanduser() / name
+    if _is_complete(folder):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(folder)
+    part = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{name}-"))
+    try:
+        if remote is None or not _fetch(remote, part):
+            write(part)
+            sizes = {path.relative_to(part).as_posix(): path.stat().st_size for path in _files(part)}
+            (part / COMPLETE).write_text(json.dumps(sizes, indent=1))
+            if remote is not None:
+                _push(part, remote, sizes)
+        _publish(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        sizes = json.loads((folder / COMPLETE).read_bytes())
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False
+
+
+def _publish(part: Path, folder: Path) -> None:
+    try:
+        os.rename(part, folder)
+    except OSError:  # there is a folder already
+        if not _is_complete(folder):  # a damaged one: files of it were lost or cut
+            shutil.rmtree(folder, ignore_errors=True)
+            os.rename(part, folder)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for part in folder.parent.glob(f".{folder.name}-*"):
+        with contextlib.suppress(OSError):
+            if part.is_dir() and time.time() - part.stat().st_mtime > STALE_AFTER:
+                shutil.rmtree(part, ignore_errors=True)
+
+
+def _fetch(remote: epath.Path, folder: Path) -> bool:
+    """Copies a complete remote folder; False when there is none."""
+    try:
+        marker = _remote(lambda: (remote / COMPLETE).read_bytes(), remote, PROBE_TIMEOUT)
+    except FileNotFoundError:
+        return False
+    for name in json.loads(marker):
+        content = _remote(lambda name=name: (remote / name).read_bytes(), remote / name, COPY_TIMEOUT)
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    (folder / COMPLETE).write_bytes(marker)
+    if not _is_complete(folder):
+        raise UserError(f"{remote} is damaged: its files do not have the sizes that {COMPLETE} lists; delete it")
+    return True
+
+
+def _push(folder: Path, remote: epath.Path, sizes: dict[str, int]) -> None:
+    """Copies a complete folder; a bucket knows no rename, so the list of its files goes last."""
+    for name in [*sizes, COMPLETE]:
+        content = (folder / name).read_bytes()
+
+        def put(path=remote / name, content=content):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+        _remote(put, remote / name, COPY_TIMEOUT)
+
+
+def _remote(call: Callable, path, seconds: float):
+    """`call()` in a thread, since a bucket out of reach can hang for ever. Raises UserError, or FileNotFoundError."""
+    outcome = {}
+
+    def run():
+        try:
+            outcome["value"] = call()
+        except BaseException as error:  # taken to the thread that waits
+            outcome["error"] = error
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not outcome:
+        raise UserError(f"{path} did not answer within {seconds:.0f} s; check the network, or choose a local path")
+    error = outcome.get("error")
+    if isinstance(error, ImportError):
+        raise UserError(f"{path} needs a package that is not installed: {error}; pip install 'miracle-jax[gcs]'")
+    if isinstance(error, FileNotFoundError):
+        raise error
+    if error is not None:
+        raise UserError(f"{path} cannot be read or written: {type(error).__name__}: {error}") from error
+    return outcome["value"]

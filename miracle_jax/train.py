@@ -1,0 +1,352 @@
+"""Trains MIRACLE: stage 1 is the CVAE with its losses (section 2.5), stage 2 refits the attribute heads (appendix C.2).
+
+One batch travels: pipeline -> prior and posterior encoder -> z -> decoder and heads -> losses -> AdamW.
+A run starts from, in this order: 1. the newest checkpoint in its workdir, 2. random weights. It says which.
+The same command again resumes, and a resumed run equals an uninterrupted one bit for bit.
+
+    python -m miracle_jax.train --config configs/tiny.py --workdir runs/tiny [--train.steps 500 ...]
+"""
+
+import json
+import time
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from miracle_jax import checkpoint, losses, mesh, pipeline, storage
+from miracle_jax.config import Config, from_command_line, to_dict
+from miracle_jax.cvae import Miracle
+from miracle_jax.errors import UserError, one_sentence
+from miracle_jax.latent import Heads
+from miracle_jax.latent import kl as gaussian_kl
+from miracle_jax.report import Report, finite
+from miracle_jax.tokenizers import Tokenizers
+
+# What may differ between a run and its resumption: nothing that changes a parameter or what was learned from.
+FREE_TO_CHANGE = ("sample", "decode", "mesh", "data.cache", "train.log_every", "train.keep", "train.tensorboard",
+                  "train.trackio")  # fmt: skip
+
+
+def make_optimizer(config: Config, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """AdamW after clipping; the learning rate rises for `warmup` of the steps, then falls to 0 linearly."""
+    settings = config.train
+    warm = max(int(settings.warmup * steps), 1)
+    schedule = optax.schedules.join_schedules(
+        [
+            optax.schedules.linear_schedule(settings.learning_rate / warm, settings.learning_rate, warm - 1),
+            optax.schedules.linear_schedule(settings.learning_rate, 0.0, max(steps - warm, 1)),
+        ],
+        [warm - 1],
+    )
+    adamw = optax.adamw(schedule, b2=settings.beta2, weight_decay=settings.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(settings.clip), adamw), schedule
+
+
+def make_train_step(config: Config, graphdef, optimizer):
+    """The jitted step: (state, batch) -> (state, losses). state is donated; it is traced once a bucket shape."""
+
+    def loss(params, micro_batch, key, cycle, total):
+        out = nnx.merge(graphdef, params)(micro_batch, key, noise=cycle)
+        named = losses.parts(out, micro_batch, config.loss, total)
+        return losses.weighted_sum(named, config.loss, cycle), named
+
+    @partial(jax.jit, donate_argnums=0)
+    def train_step(state, batch):
+        params, step = state["params"], state["step"]
+        micro_batches = batch["reply"].shape[0]
+        cycle = losses.kl_cycle(step, config.loss)
+        total = losses.counts(batch)
+        keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step), micro_batches)
+        gradient = partial(jax.grad(loss, has_aux=True), cycle=cycle, total=total)
+
+        def add(sums, micro):
+            return jax.tree.map(jnp.add, sums, gradient(params, *micro)), None
+
+        first = jax.tree.map(lambda x: x[0], (batch, keys))
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, *first))
+        (gradients, named), _ = jax.lax.scan(add, zeros, (batch, keys))
+        named["gradient_norm"] = optax.global_norm(gradients)
+        updates, opt_state = optimizer.update(gradients, state["opt_state"], params)
+        return {"params": optax.apply_updates(params, updates), "opt_state": opt_state, "step": step + 1}, named
+
+    return train_step
+
+
+def make_validation_step(config: Config, graphdef):
+    """The jitted sums of one validation batch: (params, batch) -> named sums; see `validate`."""
+
+    @jax.jit
+    def validation_step(params, batch):
+        model = nnx.merge(graphdef, params)
+        out = model(batch)  # no key: z is the posterior's mean
+        reply, length, weight = batch["reply"], batch["reply_length"], losses.row_weight(batch)
+        from_prior = out.logits if out.posterior is None else model.decoder(reply, out.prior.mean)
+        head_logits = model.heads(out.prior.mean)
+        known = (batch["labels"] >= 0) * weight[:, None]
+        sums = {
+            "tokens": jnp.sum(weight * (length - 1)),
+            "labels": jnp.sum(known),
+            "instances": jnp.sum(weight),
+            "reconstruct_prior": losses.reconstruction(from_prior, reply, length, weight),
+            "classify": losses.classification(head_logits, batch["labels"], weight),
+            "correct": jnp.sum(known * (jnp.argmax(head_logits, -1) == batch["labels"]), axis=0),
+            "labelled": jnp.sum(known, axis=0),
+        }
+        if out.posterior is not None:
+            raw = jnp.sum(gaussian_kl(out.posterior, out.prior), axis=-1)
+            floored = losses.floored_kl(out.posterior, out.prior, config.loss.kl_floor)
+            sums["reconstruct_posterior"] = losses.reconstruction(out.logits, reply, length, weight)
+            sums["kl_raw"], sums["kl_floored"] = jnp.sum(weight * raw), jnp.sum(weight * floored)
+        return sums
+
+    return validation_step
+
+
+def validate(validation_step, params, batches, config: Config, names: tuple[str, ...]) -> dict[str, float]:
+    """Losses on the validation set: reconstruction (nats a token) from posterior and prior mean, KL raw and floored
+    (nats an instance), classification of the prior mean (nats a label), accuracy per attribute, and `score`, by which
+    the best checkpoint is chosen: prior reconstruction + loss.classify x classification."""
+    sums = [validation_step(params, batch) for batch in batches]
+    total = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *jax.device_get(sums))
+    per = {"reconstruct_posterior": "tokens", "reconstruct_prior": "tokens", "classify": "labels",
+           "kl_raw": "instances", "kl_floored": "instances"}  # fmt: skip
+    values = {name: float(total[name] / max(total[count], 1.0)) for name, count in per.items() if name in total}
+    values["score"] = values["reconstruct_prior"] + config.loss.classify * values["classify"]
+    for name, correct, labelled in zip(names, total["correct"], total["labelled"], strict=True):
+        if labelled:
+            values[f"accuracy_{name}"] = float(correct / labelled)
+    return values
+
+
+def prior_means(graphdef, params, batches) -> dict[str, np.ndarray]:
+    """The prior's mean of every example: {"z": (n, Z), "labels": (n, A), "turn": (n,)}, filled-up rows left out."""
+
+    @jax.jit
+    def encode(params, batch):
+        return nnx.merge(graphdef, params).prior(batch["context"], batch["context_length"]).mean
+
+    rows = []
+    for batch in batches:
+        counted = np.asarray(batch["weight"]) > 0
+        columns = {"z": encode(params, batch), "labels": batch["labels"], "turn": batch["turn"]}
+        rows.append({name: np.asarray(column)[counted] for name, column in columns.items()})
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def refit(config: Config, sizes: tuple[int, ...], data: dict[str, np.ndarray], key) -> dict:
+    """Stage 2: new heads trained on frozen prior means, by AdamW with linear decay. Returns their parameters."""
+    graphdef, params = nnx.split(Heads(config.latent, sizes, nnx.Rngs(key)))
+    params = nnx.to_pure_dict(params)
+    batch_size = min(config.train.batch_size, len(data["z"]))
+    steps = max(int(config.train.refit_epochs * len(data["z"]) / batch_size), 1)
+    optimizer = optax.adamw(optax.schedules.linear_schedule(config.train.refit_learning_rate, 0.0, steps))
+    z, labels = jnp.asarray(data["z"]), jnp.asarray(data["labels"])
+
+    def loss(params, rows):
+        known = jnp.maximum(jnp.sum(labels[rows] >= 0), 1)
+        logits = nnx.merge(graphdef, params)(z[rows])
+        return losses.classification(logits, labels[rows], jnp.ones(batch_size)) / known
+
+    def step(carry, step_key):
+        params, opt_state = carry
+        rows = jax.random.choice(step_key, len(z), (batch_size,), replace=False)
+        updates, opt_state = optimizer.update(jax.grad(loss)(params, rows), opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), None
+
+    run = jax.jit(lambda params, keys: jax.lax.scan(step, (params, optimizer.init(params)), keys)[0][0])
+    return run(params, jax.random.split(jax.random.fold_in(key, 1), steps))
+
+
+def head_accuracy(heads_graph, params, data: dict[str, np.ndarray], names: tuple[str, ...]) -> dict:
+    """Accuracy on the prior means of contexts: per attribute, their mean, and per turn (contexts of a first turn
+    carry no aspect, since nothing was answered yet)."""
+    guess = np.argmax(np.asarray(nnx.merge(heads_graph, params)(jnp.asarray(data["z"]))), axis=-1)
+    known = data["labels"] >= 0
+    right = (guess == data["labels"]) & known
+    per_attribute = {
+        name: float(right[:, a].sum() / known[:, a].sum()) for a, name in enumerate(names) if known[:, a].any()
+    }
+    per_turn = {
+        int(turn): float(right[data["turn"] == turn].sum() / known[data["turn"] == turn].sum())
+        for turn in np.unique(data["turn"])
+        if known[data["turn"] == turn].any()
+    }
+    return {"mean": float(np.mean(list(per_attribute.values()))), "attribute": per_attribute, "turn": per_turn}
+
+
+def start_run(config: Config, workdir: Path, corpus) -> None:
+    """Writes what the run's parameters mean, or makes sure that a resumed run still means the same."""
+    path = workdir / "config.json"
+    now = {"config": to_dict(config), "data": corpus.key}
+    if path.exists():
+        then = json.loads(path.read_text())
+        differing = [
+            name for name, (old, new) in _differences(then["config"], json.loads(json.dumps(now["config"]))).items()
+            if not any(name == free or name.startswith(free + ".") for free in FREE_TO_CHANGE)
+        ]  # fmt: skip
+        if differing:
+            raise UserError(
+                f"{workdir} holds a run with another {', '.join(differing)}; give the same flags to resume it, or "
+                "another --workdir to start anew"
+            )
+        if then["data"] != corpus.key:
+            raise UserError(
+                f"{workdir} holds a run on other data; restore the files to resume it, or give another --workdir"
+            )
+    corpus.tokenizers.save(workdir / "tokenizers")
+    corpus.schema.save(workdir / "schema.toml")
+    with storage.replacing(path) as file:
+        file.write(json.dumps(now, indent=2).encode())
+
+
+def _differences(old: dict, new: dict, prefix: str = "") -> dict:
+    found = {}
+    for name in old.keys() | new.keys():
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found |= _differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            found[prefix + name] = (a, b)
+    return found
+
+
+def train(config: Config, workdir: str | Path) -> dict:
+    """Runs or resumes a whole training run and returns what model.json holds."""
+    config.check()
+    workdir = Path(workdir)
+    finished = workdir / "model.json"
+
+    # ---- Data
+    kept = workdir / "tokenizers"
+    corpus = pipeline.prepare(config, Tokenizers.load(kept) if kept.exists() else None)
+    devices = mesh.make(config.mesh)
+    here = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    micro_batch = config.train.batch_size // config.train.accumulate
+    mesh.check_batch(micro_batch, devices, "train.batch_size / train.accumulate")
+    start_run(config, workdir, corpus)
+    if finished.exists():
+        print(f"{workdir} is finished; python -m miracle_jax.generate {workdir} talks to it", flush=True)
+        return json.loads(finished.read_text())
+    batches = pipeline.Batches(
+        corpus.train, config.data.buckets, config.train.batch_size, config.train.accumulate, config.seed, **here
+    )
+
+    def in_order(examples):
+        for batch in pipeline.evaluation_batches(examples, config.data.buckets, micro_batch, **here):
+            yield mesh.put_batch(batch, devices, batch_axis=0)
+
+    validation = list(in_order(corpus.validation))
+    steps = config.train.steps or max(round(config.train.epochs * batches.steps_per_epoch), 1)
+
+    # ---- Model and optimizer
+    sizes, names = corpus.schema.sizes, corpus.schema.names
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: Miracle(config, sizes, nnx.Rngs(0))))
+    optimizer, schedule = make_optimizer(config, steps)
+
+    def initial():
+        params = nnx.to_pure_dict(nnx.state(Miracle(config, sizes, nnx.Rngs(config.seed))))
+        return {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
+
+    shapes = jax.eval_shape(initial)
+    shardings = mesh.parameter_shardings(shapes, devices, config.mesh)
+
+    # ---- Start: 1. the newest checkpoint, 2. random weights
+    manager = checkpoint.open_manager(workdir, config.train.keep)
+    start = manager.latest_step() or 0
+    if start:
+        expected = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+        state = checkpoint.restore(manager, start, expected)
+        print(f"resuming from {workdir}/checkpoints/{start}", flush=True)
+    else:
+        state = jax.jit(initial, out_shardings=shardings)()
+        print("starting from random weights", flush=True)
+    number = sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
+    print(
+        f"{number / 1e6:.2f} M parameters, {len(corpus.train)} instances, {steps} steps of {config.train.batch_size} "
+        f"on {devices.size} {jax.default_backend()} device(s), padding {batches.padding_fraction:.0%}",
+        flush=True,
+    )
+
+    # ---- Stage 1
+    train_step = make_train_step(config, graphdef, optimizer)
+    validation_step = make_validation_step(config, graphdef)
+    report = Report(workdir, config.train, start, steps)
+    pending = []
+
+    def log(step):
+        """The only place where training losses leave the device."""
+        if pending:
+            fetched = jax.device_get(pending)
+            mean = {name: float(np.mean([values[name] for values in fetched])) for name in fetched[0]}
+            first = step - len(pending) + 1
+            pending.clear()
+            report.training(step, finite(mean, first, step) | {"learning_rate": float(schedule(step - 1))})
+
+    try:
+        stream = batches.stream(start)
+        for step in range(start + 1, steps + 1):
+            state, named = train_step(state, mesh.put_batch(next(stream), devices, batch_axis=1))
+            pending.append(named)
+            report.progress(step)
+            if step % config.train.log_every == 0 or step == steps:
+                log(step)
+            validated = step % config.train.eval_every == 0 or step == steps
+            if validated or step % config.train.save_every == 0:
+                log(step)
+                paused, score = report.pause(), None
+                if validated:
+                    values = validate(validation_step, state["params"], validation, config, names)
+                    score = finite(values, step, step)["score"]
+                    report.write("validation", step, values)
+                    shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+                    report.say(f"validation at step {step}  {shown}")
+                checkpoint.save(manager, step, state, score)
+                report.resume(paused)
+        checkpoint.finish(manager)
+    finally:
+        report.close()
+
+    # ---- Stage 2: on the best checkpoint
+    began = time.perf_counter()
+    best = checkpoint.best_step(manager)
+    if best != steps:
+        abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+        state = checkpoint.restore(manager, best, abstract)
+    params = state["params"]
+    del state
+    heads_graph = nnx.graphdef(nnx.eval_shape(lambda: Heads(config.latent, sizes, nnx.Rngs(0))))
+    seen = prior_means(graphdef, params, validation)
+    accuracy = {"joint": head_accuracy(heads_graph, params["heads"], seen, names)}
+    refitted = params["heads"]
+    if config.train.refit_epochs:
+        learned_from = prior_means(graphdef, params, in_order(corpus.train))
+        refitted = refit(config, sizes, learned_from, jax.random.fold_in(jax.random.key(config.seed), 2))
+        accuracy["refit"] = head_accuracy(heads_graph, refitted, seen, names)
+    heads = max(accuracy, key=lambda name: accuracy[name]["mean"])
+    for name, facts in accuracy.items():
+        turns = "  ".join(f"turn {turn} {value:.1%}" for turn, value in facts["turn"].items())
+        print(f"{name} heads on validation contexts: {facts['mean']:.1%}  ({turns})", flush=True)
+    print(f"stage 2 took {time.perf_counter() - began:.0f} s; the energy will use the {heads} heads", flush=True)
+
+    # ---- End
+    facts = {"step": best, "heads": heads, "accuracy": accuracy}
+    checkpoint.save_model(workdir, {"miracle": params, "refit_heads": refitted}, facts)
+    manager.close()
+    report.plot()
+    print(f"finished: {workdir} holds the model of step {best}", flush=True)
+    return facts
+
+
+def main() -> None:
+    with one_sentence():
+        config, workdir = from_command_line(__doc__)
+        train(config, workdir)
+
+
+if __name__ == "__main__":
+    main()

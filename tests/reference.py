@@ -1,0 +1,108 @@
+"""The originals in torch: what transformers' BERT and GPT-2 compute for a small random model, as numpy arrays.
+
+Needs torch, so only tests/golden/make_golden.py and the tests marked `torch` import it. A case is a dict of arrays:
+its shape, `weights/NAME` and `gradients/NAME` by torch's parameter names, inputs, and outputs layer by layer.
+
+Axis letters: B batch, S tokens, D model, H heads, K head size, L layers, Z latent, V vocabulary.
+"""
+
+import numpy as np
+import torch
+from transformers import BertConfig, BertModel, DynamicCache, GPT2Config, GPT2Model
+
+ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "silu": "silu"}  # ours to transformers'
+VOCABULARY, POSITIONS = 30, 20
+
+
+class LatentGpt2(torch.nn.Module):
+    """GPT-2 with the latent inside, as the paper's released code has it (emb_mode=1, past_mode=1)."""
+
+    def __init__(self, config: GPT2Config, latent: int):
+        super().__init__()
+        D = config.n_embd
+        self.transformer = GPT2Model(config)
+        self.latent_embed = torch.nn.Linear(latent, D, bias=False)
+        self.latent_proj = torch.nn.Linear(latent, (config.n_layer + 1) * D, bias=False)
+        self.head_bias = torch.nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, tokens, z):
+        config = self.transformer.config
+        cache = DynamicCache()
+        for i, chunk in enumerate(self.latent_proj(z).split(config.n_embd, dim=-1)[: config.n_layer]):
+            heads = chunk.view(len(z), 1, config.n_head, -1).transpose(1, 2)  # (B, H, 1, K)
+            cache.update(heads, heads, i)
+        hidden = self.transformer(
+            inputs_embeds=self.transformer.wte(tokens) + self.latent_embed(z)[:, None],
+            past_key_values=cache,
+            position_ids=torch.arange(1, tokens.shape[1] + 1)[None],
+        ).last_hidden_state
+        return hidden @ self.transformer.wte.weight.T + self.head_bias
+
+
+def bert_case(*, seed, width, heads, depth, activation, lengths) -> dict[str, np.ndarray]:
+    """BertModel with the mean over a row's tokens in place of [CLS]: `layers` (L, B, S, D), `pooled` (B, D), and the
+    gradients of sum(pooled * probe)."""
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=VOCABULARY, hidden_size=width, num_attention_heads=heads, num_hidden_layers=depth,
+        intermediate_size=2 * width, hidden_act=ACTIVATIONS[activation], max_position_embeddings=POSITIONS,
+        type_vocab_size=2, layer_norm_eps=1e-12, attn_implementation="eager",
+        pad_token_id=None,  # torch leaves out the gradient of a padding token's embedding
+    )  # fmt: skip
+    model = randomised(BertModel(config))
+    tokens = torch.randint(0, VOCABULARY, (len(lengths), max(lengths) + 2))
+    inside = (torch.arange(tokens.shape[1]) < torch.tensor(lengths)[:, None]).float()
+    layers = record(model.encoder.layer)
+    hidden = model(tokens, attention_mask=inside).last_hidden_state
+    mean = (hidden * inside[..., None]).sum(1) / inside.sum(1, keepdim=True)
+    pooled = torch.tanh(model.pooler.dense(mean))
+    probe = torch.randn_like(pooled)
+    (pooled * probe).sum().backward()
+    shape = {"width": width, "heads": heads, "depth": depth, "mlp": 2 * width, "activation": activation}
+    values = {"tokens": tokens, "probe": probe, "layers": torch.stack(layers), "pooled": pooled}
+    return arrays(model, shape, values | {"length": torch.tensor(lengths)})
+
+
+def gpt2_case(*, seed, width, heads, depth, activation, latent, rows, length) -> dict[str, np.ndarray]:
+    """LatentGpt2: `layers` (L, B, S, D) after the final norm, `logits` (B, S, V), and the gradients of
+    sum(logits * probe), that of z among them."""
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_embd=width, n_head=heads, n_layer=depth, n_inner=2 * width, n_positions=POSITIONS,
+        activation_function=ACTIVATIONS[activation], layer_norm_epsilon=1e-5, attn_implementation="eager",
+        bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    model = randomised(LatentGpt2(config, latent))
+    tokens = torch.randint(0, VOCABULARY, (rows, length))
+    z = torch.randn(rows, latent, requires_grad=True)
+    layers = record(model.transformer.h)
+    logits = model(tokens, z)
+    probe = torch.randn_like(logits)
+    (logits * probe).sum().backward()
+    shape = {"width": width, "heads": heads, "depth": depth, "mlp": 2 * width, "activation": activation}
+    layers = model.transformer.ln_f(torch.stack(layers))
+    values = {"tokens": tokens, "z": z, "z_gradient": z.grad, "probe": probe, "layers": layers, "logits": logits}
+    return arrays(model, shape | {"latent": latent}, values)
+
+
+def randomised(model: torch.nn.Module) -> torch.nn.Module:
+    """Every parameter random, biases and norms too, so that none can be left out unseen; no dropout."""
+    for name, parameter in model.named_parameters():
+        is_norm = name.endswith("weight") and parameter.ndim == 1
+        torch.nn.init.normal_(parameter, mean=float(is_norm), std=0.3)
+    return model.eval()
+
+
+def record(blocks) -> list[torch.Tensor]:
+    """A list that the next forward pass fills with each block's output."""
+    outputs = []
+    for block in blocks:
+        block.register_forward_hook(lambda _, __, out: outputs.append(out if torch.is_tensor(out) else out[0]))
+    return outputs
+
+
+def arrays(model, shape, values) -> dict[str, np.ndarray]:
+    case = {f"shape/{name}": np.array(value) for name, value in shape.items()}
+    case |= {f"weights/{name}": parameter.detach().numpy() for name, parameter in model.named_parameters()}
+    case |= {f"gradients/{name}": parameter.grad.numpy() for name, parameter in model.named_parameters()}
+    return case | {name: value.detach().numpy() for name, value in values.items()}
