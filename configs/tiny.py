@@ -4,14 +4,14 @@ from miracle_jax.config import Bert, Config, Data, Decode, Gpt2, Latent, Loss, T
 
 
 def get_config() -> Config:
-    encoder = Bert(vocab_size=4096, width=128, depth=2, heads=4, mlp=512, max_positions=128, dropout=0.0, init_std=0.05)
+    encoder = Bert(vocab_size=4096, width=128, depth=1, heads=4, mlp=512, max_positions=80, dropout=0.0, init_std=0.05)
     decoder = Gpt2(vocab_size=4096, width=192, depth=3, heads=4, mlp=768, max_positions=66, dropout=0.0, init_std=0.05)
     return Config(
-        data=Data(buckets=((32, 72, 48), (64, 104, 48))),
+        data=Data(buckets=((28, 60, 32), (28, 80, 52))),
         encoder=encoder,
         decoder=decoder,
-        latent=Latent(size=64),
-        loss=Loss(kl=0.01, classify=0.5),
-        train=Train(steps=800, learning_rate=2e-3, beta2=0.98, eval_every=200, save_every=200),
+        latent=Latent(size=64, logvar_shift=-4.0),
+        loss=Loss(kl=0.003, kl_floor=0.1, classify=0.5),
+        train=Train(steps=1200, learning_rate=3e-3, beta2=0.98, eval_every=300, save_every=300),
         decode=Decode(max_new_tokens=64),
     )

@@ -3,18 +3,25 @@
 The files, in the order in which a sentence travels:
 
     config.py      every knob, once                          errors.py      a user's mistake is one sentence
-    attributes.py  the schema: attributes and their aspects   dataset.py     JSONL -> validated instances -> ArrayRecord
-    tokenizers.py  text <-> tokens                            pipeline.py    instances -> batch(seed, step)
+    attributes.py  the schema: attributes and their aspects   dataset.py     JSONL -> validated instances
+    dialogues.py   instances -> a TFDS (ArrayRecord) dataset  storage.py     files and folders that are whole or absent
+    tokenizers.py  text <-> tokens                            examples.py    instances -> token rows
+    pipeline.py    token rows -> batch(seed, step)            overview.py    what a dataset holds, for people
     layers.py      what both transformers share               bert.py        the encoder
     gpt2.py        the decoder with the latent inside         latent.py      Gaussians and attribute heads
     cvae.py        the whole model, one forward               losses.py      all losses and their schedules
     energy.py      E(P|z)                                     sampler.py     the ODE and the other samplers
-    decode.py      latents -> replies                         mesh.py        arrays over devices
+    decode.py      latents -> tokens, in one compiled loop    mesh.py        arrays over devices
     checkpoint.py  what is saved, and how                     report.py      what a run tells
     train.py       python -m miracle_jax.train                model.py       load(workdir): a model to talk to
     generate.py    python -m miracle_jax.generate             evaluate.py    python -m miracle_jax.evaluate
     env.py         python -m miracle_jax.env
 """
+
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036 - a checkout can be run without being installed
+    raise ImportError(f"miracle_jax needs Python 3.11 or newer, this is {sys.version.split()[0]}")
 
 __version__ = "0.1.0"
 __all__ = ["Model", "Reply", "Schema", "load"]

@@ -83,6 +83,9 @@ class Latent:
     """The latent space and the attribute classifiers on it."""
 
     size: int = 768
+    logvar_shift: float = 0.0
+    """Added to the log variances of prior and posterior. Below 0 for encoders that start from random weights: their
+    means differ little at first, and noise of variance 1 would teach the decoder to ignore z."""
     hidden: int = 128
     """Width of the classifiers' hidden layer."""
     activation: Literal["silu", "relu"] = "silu"

@@ -42,11 +42,11 @@ class Miracle(nnx.Module):
 
     def __init__(self, config: Config, sizes: tuple[int, ...], rngs: nnx.Rngs):
         """sizes: number of aspects of each attribute."""
-        dtype, size = compute_dtype(config), config.latent.size
-        self.prior = GaussianEncoder(config.encoder, size, dtype, config.remat, rngs)
+        dtype = compute_dtype(config)
+        self.prior = GaussianEncoder(config.encoder, config.latent, dtype, config.remat, rngs)
         if config.loss.posterior:
-            self.posterior = GaussianEncoder(config.encoder, size, dtype, config.remat, rngs)
-        self.decoder = Gpt2(config.decoder, size, dtype, config.remat, rngs)
+            self.posterior = GaussianEncoder(config.encoder, config.latent, dtype, config.remat, rngs)
+        self.decoder = Gpt2(config.decoder, config.latent.size, dtype, config.remat, rngs)
         self.heads = Heads(config.latent, sizes, rngs)
         self.refit_heads = Heads(config.latent, sizes, rngs)
 

@@ -47,8 +47,8 @@ def sources(data: config.Data) -> tuple[list[Source], list[Source], Schema]:
     Raises UserError for an attribute outside the schema and for files that do not exist.
     """
     schema = Schema.load(data.schema)
-    train = [_source(item, schema) for item in data.train]
-    validation = [_source(item, schema) for item in data.validation]
+    train = [source(item, schema) for item in data.train]
+    validation = [source(item, schema) for item in data.validation]
     if not train:
         if schema != Schema.load():
             raise UserError(
@@ -70,7 +70,7 @@ def bundled(split: str) -> list[Source]:
     return [(name, str(BUNDLED / split / f"{name}.jsonl")) for name in Schema.load().names]
 
 
-def _source(item: str, schema: Schema) -> Source:
+def source(item: str, schema: Schema) -> Source:
     """`attribute=path`, or a path alone."""
     name, equals, path = item.partition("=")
     if not equals or "/" in name:  # an equals sign further on belongs to the path

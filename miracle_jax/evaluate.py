@@ -75,7 +75,8 @@ def choose(instances: list, per_personality: int, seed: int) -> list:
 
 
 def evaluate(model: Model, options: Options) -> dict:
-    """Scores the model. Returns {"attributes": {name: {judge, gold, with_energy, without_energy}}, "mean": ..., ...}."""
+    """Scores the model: {"attributes": {name: {"judge", "gold", "with_energy", "without_energy"}}, "mean": ..., ...},
+    accuracies as shares."""
     train_files, validation_files, _ = dataset.sources(model.config.data)
     files = dataset.bundled("test") if options.data == "test" else [(None, options.data)]
     train, validation, test = (dataset.read_files(f, model.schema) for f in (train_files, validation_files, files))
@@ -105,8 +106,8 @@ def evaluate(model: Model, options: Options) -> dict:
         "contexts": len(chosen), "personalities": len(set(named)), "seconds": round(seconds, 1),
         "not_ok": sum(not reply.ok for reply in replies["with_energy"]), "attributes": attributes, "mean": mean,
         "replies": [
-            {"question": i.questions[-1], "personality": p, "gold": i.replies[-1], "with_energy": w, "without_energy": o}
-            for i, p, w, o in zip(chosen, named, texts["with_energy"], texts["without_energy"], strict=True)
+            {"question": chosen[i].questions[-1], "personality": named[i]} | {name: found[i] for name, found in texts.items()}
+            for i in range(len(chosen))
         ],
     }  # fmt: skip
 

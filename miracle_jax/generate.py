@@ -35,8 +35,9 @@ class Options:
     """Latents drawn a context; the one of lowest energy is kept."""
     seed: int = 0
     data: str = ""
-    """JSONL file of contexts: `input` (M questions), `output` (M - 1 replies, or M: the last is the reference), optional
-    `tag`, `personas`, `id`. `test` is the bundled test set."""
+    """JSONL file of contexts: `input` (M questions), `output` (M - 1 replies, or M: the last is the reference),
+    optional `tag`, `personas`, `id`; `attribute=FILE` where `tag` is an aspect of that attribute. `test` is the bundled
+    test set."""
     out: str = ""
     """JSONL file for the replies. Empty: they are printed."""
     limit: int = 0
@@ -50,7 +51,7 @@ def contexts_to_answer(model: Model, options: Options) -> list[dict]:
     if options.data == "test":
         files = dataset.bundled("test")
     else:
-        files = [(None, options.data)]
+        files = [dataset.source(options.data, model.schema)]
     instances = dataset.read_files(files, model.schema, reference_required=False)
     if options.limit and options.limit < len(instances):
         instances = [instances[i * len(instances) // options.limit] for i in range(options.limit)]
@@ -89,9 +90,8 @@ def answer_all(model: Model, tasks: list[dict], options: Options, weights: dict[
 
 def record(task: dict, reply: Reply) -> dict:
     """A line of the output file."""
-    facts = {"reply": reply.text, "aspects": reply.aspects, "energy": reply.energy, "energy_before": reply.energy_before,
-             "steps": reply.steps, "ok": reply.ok}  # fmt: skip
-    return task | facts
+    facts = dataclasses.asdict(reply)
+    return task | {"reply": facts.pop("text")} | facts
 
 
 def write_file(model: Model, tasks: list[dict], options: Options, weights: dict[str, float]) -> None:

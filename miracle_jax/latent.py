@@ -38,14 +38,16 @@ def kl(q: Gaussian, p: Gaussian) -> Float[Array, "B Z"]:
 class GaussianEncoder(nnx.Module):
     """A text to a Gaussian over z: BERT, mean pooling, pooler, one linear layer without bias (Eq. 1)."""
 
-    def __init__(self, shape: config.Bert, latent_size: int, dtype: Any, remat: bool, rngs: nnx.Rngs):
+    def __init__(self, shape: config.Bert, latent: config.Latent, dtype: Any, remat: bool, rngs: nnx.Rngs):
         self.bert = Bert(shape, dtype, remat, rngs)
-        self.to_gaussian = dense(shape.width, 2 * latent_size, shape.init_std, jnp.float32, rngs, bias=False)
+        self.to_gaussian = dense(shape.width, 2 * latent.size, shape.init_std, jnp.float32, rngs, bias=False)
+        self.logvar_shift = latent.logvar_shift
 
     def __call__(
         self, tokens: Int[Array, "B S"], length: Int[Array, " B"], key: Key[Array, ""] | None = None
     ) -> Gaussian:
-        return Gaussian(*jnp.split(self.to_gaussian(self.bert(tokens, length, key)), 2, axis=-1))
+        mean, logvar = jnp.split(self.to_gaussian(self.bert(tokens, length, key)), 2, axis=-1)
+        return Gaussian(mean, logvar + self.logvar_shift)
 
 
 class Heads(nnx.Module):

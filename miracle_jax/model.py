@@ -88,7 +88,7 @@ class Model:
         heads: dict,
         default_heads: str,
     ):
-        """heads: attribute heads by name ("joint", "refit"); default_heads: which of them `sample.heads = "auto"` takes."""
+        """heads: attribute heads by name ("joint", "refit"); default_heads: those that `sample.heads = "auto"` takes."""
         self.config, self.schema, self.tokenizers, self.miracle = run, schema, tokenizers, miracle
         self.heads, self.default_heads = heads, default_heads
         self._allowed = np.arange(run.decoder.vocab_size) < tokenizers.decoder.size
@@ -115,8 +115,8 @@ class Model:
         Args:
           contexts: each a list of turns, question, reply, ..., question; or a mapping with `input` (M questions) and
             `output` (M - 1 replies; an M-th is a reference and is not read), as in data files.
-          personalities: one for each context, or a single one for all: "lyrical, optimistic", {"attitude": "optimistic"}
-            or None. Attributes left out are not controlled.
+          personalities: one for each context, or a single one for all: "lyrical, optimistic", None, or a mapping such
+            as {"attitude": "optimistic"}. Attributes left out are not controlled.
           weights: energy weight of attributes, by name; others have `sample.weight`.
           samples: latents a context; from several, drawn from the prior, the one of lowest energy is kept.
           seed: of draws from the prior and of sampled text.
@@ -170,11 +170,9 @@ class Model:
         )
         if samples > 1:
             settings = dataclasses.replace(settings, start="draw")
-        repeat = lambda rows: np.repeat(rows, samples, axis=0)  # noqa: E731
-        moved = sample(
-            heads, repeat(prior.mean), repeat(prior.logvar), repeat(aspects), np.tile(lambdas, (samples * len(aspects), 1)),
-            settings, jax.random.fold_in(jax.random.key(seed), 0),
-        )  # fmt: skip
+        rows = (prior.mean, prior.logvar, aspects, np.tile(lambdas, (len(aspects), 1)))
+        repeated = (np.repeat(column, samples, axis=0) for column in rows)
+        moved = sample(heads, *repeated, settings, jax.random.fold_in(jax.random.key(seed), 0))
         if samples > 1:
             energy = np.where(moved.ok, moved.energy_after, np.inf).reshape(-1, samples)
             best = np.arange(len(aspects)) * samples + np.argmin(energy, axis=1)

@@ -81,12 +81,12 @@ def test_draws_are_reparameterised():
 
 def test_encoder_projects_the_pooled_text_to_mean_then_logvar_without_a_bias():
     shape = config.Bert(vocab_size=11, width=8, depth=1, heads=2, mlp=8, max_positions=6, init_std=0.5)
-    encoder = GaussianEncoder(shape, 3, jnp.float32, False, nnx.Rngs(0))
+    encoder = GaussianEncoder(shape, config.Latent(size=3, logvar_shift=-1.5), jnp.float32, False, nnx.Rngs(0))
     tokens, length = jnp.array([[1, 2, 3, 0], [4, 5, 6, 7]]), jnp.array([3, 4])
-    got = encoder(tokens, length)
-    want = encoder.bert(tokens, length) @ encoder.to_gaussian.kernel[...]
+    got, pooled = jax.jit(lambda *text: (encoder(*text), encoder.bert(*text)))(tokens, length)
+    want = pooled @ encoder.to_gaussian.kernel[...]
     np.testing.assert_allclose(got.mean, want[:, :3], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(got.logvar, want[:, 3:], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got.logvar, want[:, 3:] - 1.5, rtol=1e-5, atol=1e-6)
     assert set(nnx.to_pure_dict(nnx.state(encoder.to_gaussian))) == {"kernel"}
 
 

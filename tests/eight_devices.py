@@ -1,0 +1,116 @@
+"""What test_mesh.py runs in a process with eight virtual devices. The name keeps pytest from collecting it otherwise."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+from parity import assert_trees_close
+from small import CONFIG, miracle, random_batch
+
+from miracle_jax import config, mesh
+from miracle_jax.errors import UserError
+from miracle_jax.train import make_train_step
+
+STEPS = [random_batch(2, 8, seed=seed) for seed in range(2)]  # two micro-batches of eight
+EVERY_STEP_DRAWS = dataclasses.replace(CONFIG, loss=dataclasses.replace(CONFIG.loss, kl_zero=0.0))
+
+
+def test_there_are_eight_devices():
+    assert jax.device_count() == 8
+
+
+def train(layout):
+    """(losses of two steps, parameters and optimizer state after them, the parameters' shardings). Dropout and the
+    draws of z are on. layout: a config.Mesh; None: one device, no mesh."""
+    graphdef, params = nnx.split(miracle(EVERY_STEP_DRAWS))
+    # Not Adam: it would divide the rounding of gradients that are zero in theory by itself.
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.9))
+    params = jax.tree.map(jnp.asarray, nnx.to_pure_dict(params))
+    state = {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
+    step = make_train_step(EVERY_STEP_DRAWS, graphdef, optimizer)
+    batches = STEPS
+    if layout is not None:
+        devices = mesh.make(layout)
+        state = jax.device_put(state, mesh.parameter_shardings(state, devices, layout))
+        batches = [mesh.put_batch(batch, devices, batch_axis=1) for batch in STEPS]
+    named = []
+    for batch in batches:
+        state, values = step(state, batch)
+        named.append(values)
+    return jax.device_get(named), jax.device_get(state), jax.tree.map(lambda leaf: leaf.sharding.spec, state["params"])
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    with jax.default_device(jax.devices()[0]):
+        return train(None)[:2]
+
+
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_losses_and_gradients_equal_those_of_one_device(one_device, fsdp):
+    """The optimizer's state is the sum of the gradients; the gap is over the global micro-batch."""
+    layout = config.Mesh(fsdp=fsdp, shard_above_mb=0.001)
+    named, state, specs = train(layout)
+    assert set(named[0]) == {"reconstruct", "kl", "classify", "gap", "gradient_norm"}
+    assert all(value > 0 for values in named for value in values.values())
+    assert_trees_close({"losses": named, "state": state}, {"losses": one_device[0], "state": one_device[1]}, 1e-5)
+    assert ("fsdp" in str(specs)) == (fsdp > 1)
+
+
+@pytest.mark.parametrize(
+    ("fsdp", "shape", "spec"),
+    [
+        (4, (512, 1024), (None, "fsdp")),  # the largest axis
+        (4, (1024, 512), ("fsdp",)),
+        (4, (12, 256, 768), (None, None, "fsdp")),
+        (4, (1023, 512), (None, "fsdp")),  # the largest that is divisible
+        (4, (1023, 511), ()),  # none is
+        (4, (262_144,), ()),  # 1 MiB is not above 1 MiB
+        (4, (262_148,), ("fsdp",)),
+        (1, (1024, 1024), ()),
+        (8, (1024, 1024), ("fsdp",)),
+        (4, (), ()),
+    ],
+)
+def test_large_parameters_are_split_on_their_largest_divisible_axis(fsdp, shape, spec):
+    layout = config.Mesh(fsdp=fsdp, shard_above_mb=1.0)
+    devices = mesh.make(layout)
+    sharding = mesh.parameter_shardings({"x": jax.ShapeDtypeStruct(shape, jnp.float32)}, devices, layout)["x"]
+    assert dict(devices.shape) == {"data": 8 // fsdp, "fsdp": fsdp}
+    if shape == (1024, 1024) and fsdp > 1:  # either axis will do
+        assert sharding.spec in (P("fsdp"), P(None, "fsdp"))
+    else:
+        assert sharding.spec == P(*spec)
+
+
+def test_the_rule_goes_by_bytes():
+    layout = config.Mesh(fsdp=4, shard_above_mb=1.0)
+    devices = mesh.make(layout)
+    shapes = {kind: jax.ShapeDtypeStruct((400_000,), kind) for kind in ("float32", "bfloat16")}
+    shardings = mesh.parameter_shardings(shapes, devices, layout)
+    assert shardings["float32"].spec == P("fsdp") and shardings["bfloat16"].spec == P()
+
+
+@pytest.mark.parametrize("fsdp", [1, 4])
+@pytest.mark.parametrize("batch_axis", [0, 1])
+def test_a_batch_is_split_over_all_devices(fsdp, batch_axis):
+    devices = mesh.make(config.Mesh(fsdp=fsdp))
+    rows = np.arange(2 * 16 * 3).reshape((16, 2, 3) if batch_axis == 0 else (2, 16, 3))
+    placed = mesh.put_batch({"x": rows}, devices, batch_axis)["x"]
+    assert len({shard.device for shard in placed.addressable_shards}) == 8
+    assert {shard.data.shape[batch_axis] for shard in placed.addressable_shards} == {2}
+    np.testing.assert_array_equal(placed, rows)
+
+
+def test_a_batch_that_devices_cannot_share_is_refused():
+    devices = mesh.make(config.Mesh(fsdp=4))
+    mesh.check_batch(16, devices, "train.batch_size")
+    with pytest.raises(UserError, match="train.batch_size is 12 instances, which 8 devices cannot share evenly"):
+        mesh.check_batch(12, devices, "train.batch_size")
+    with pytest.raises(UserError, match="mesh.fsdp 3 does not divide the number of devices, 8"):
+        mesh.make(config.Mesh(fsdp=3))
