@@ -9,11 +9,12 @@ import dataclasses
 import difflib
 import itertools
 import json
+import operator
 import runpy
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args, get_origin
 
 from miracle_jax.errors import UserError
 
@@ -228,7 +229,7 @@ class Config:
 
         for name, shape in (("encoder", self.encoder), ("decoder", self.decoder)):
             expect(
-                shape.width % shape.heads == 0,
+                shape.heads < 1 or shape.width % shape.heads == 0,
                 f"{name}.width {shape.width} is not divisible by {name}.heads {shape.heads}",
             )
         buckets = self.data.buckets
@@ -268,20 +269,44 @@ class Config:
             self.train.accumulate >= 1 and self.train.batch_size % max(self.train.accumulate, 1) == 0,
             f"train.batch_size {self.train.batch_size} is not divisible by train.accumulate {self.train.accumulate}",
         )
-        for path, least in (
-            ("train.batch_size", 1), ("train.log_every", 1), ("train.eval_every", 1), ("train.save_every", 1),
-            ("train.keep", 1), ("loss.kl_period", 1), ("latent.size", 1), ("latent.hidden", 1), ("mesh.fsdp", 1),
-            ("sample.max_steps", 1), ("sample.batch_size", 1), ("decode.batch_size", 1), ("train.steps", 0),
-            ("sample.fixed_steps", 0), ("sample.weight", 0), ("decode.temperature", 0), ("train.refit_epochs", 0),
-            ("loss.reconstruct", 0), ("loss.kl", 0), ("loss.classify", 0), ("loss.gap", 0), ("train.warmup", 0),
-        ):  # fmt: skip
-            group, name = path.split(".")
-            value = getattr(getattr(self, group), name)
-            expect(value >= least, f"{path} is {value}; it must be at least {least}")
+        expect(
+            0 <= self.sample.beta_min <= self.sample.beta_max,
+            f"sample.beta_min {self.sample.beta_min} is not between 0 and sample.beta_max {self.sample.beta_max}",
+        )
         expect(self.train.steps or self.train.epochs > 0, "train.steps and train.epochs are both 0")
-        expect(0 < self.decode.top_p <= 1, f"decode.top_p is {self.decode.top_p}; it must be in (0, 1]")
+
+        for wanted, holds, paths in _LIMITS:
+            for path in paths.split():
+                value = operator.attrgetter(path)(self)
+                expect(holds(value), f"{path} is {value}; it must be {wanted}")
+        parts = [("", self)] + [(f"{f.name}.", getattr(self, f.name)) for f in dataclasses.fields(self)]
+        for prefix, part in parts:
+            for f in dataclasses.fields(part) if dataclasses.is_dataclass(part) else ():
+                value, choices = getattr(part, f.name), get_args(f.type)
+                if get_origin(f.type) is Literal:
+                    expect(value in choices, f"{prefix}{f.name} is {value!r}; it must be one of {', '.join(choices)}")
         if problems:
             raise UserError("the config is inconsistent: " + "; ".join(problems))
+
+
+_LIMITS = (
+    ("at least 1", lambda x: x >= 1, """
+        encoder.vocab_size encoder.width encoder.depth encoder.heads encoder.mlp encoder.max_positions
+        decoder.vocab_size decoder.width decoder.depth decoder.heads decoder.mlp decoder.max_positions
+        latent.size latent.hidden loss.kl_period train.batch_size train.log_every train.eval_every train.save_every
+        train.keep sample.max_steps sample.langevin_steps sample.batch_size decode.batch_size mesh.fsdp"""),
+    ("at least 0", lambda x: x >= 0, """
+        encoder.init_std decoder.init_std loss.reconstruct loss.kl loss.kl_floor loss.classify loss.gap train.steps
+        train.weight_decay train.refit_epochs sample.fixed_steps sample.langevin_step sample.langevin_temperature
+        sample.weight decode.temperature mesh.shard_above_mb"""),
+    ("above 0", lambda x: x > 0, """
+        encoder.norm_eps decoder.norm_eps train.learning_rate train.refit_learning_rate train.clip sample.rtol
+        sample.atol sample.langevin_decay"""),
+    ("in [0, 1)", lambda x: 0 <= x < 1, "encoder.dropout decoder.dropout train.beta2"),
+    ("in [0, 1]", lambda x: 0 <= x <= 1, "loss.kl_zero train.warmup"),
+    ("in (0, 1]", lambda x: 0 < x <= 1, "decode.top_p"),
+)  # fmt: skip
+"""(what a field must be in words, the test, the fields)"""
 
 
 def to_dict(config) -> dict:

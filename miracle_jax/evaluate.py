@@ -79,7 +79,10 @@ def evaluate(model: Model, options: Options) -> dict:
     accuracies as shares."""
     train_files, validation_files, _ = dataset.sources(model.config.data)
     files = dataset.bundled("test") if options.data == "test" else [(None, options.data)]
-    train, validation, test = (dataset.read_files(f, model.schema) for f in (train_files, validation_files, files))
+    train, validation = (
+        dataset.read_files(f, model.schema, model.config.data.on_error) for f in (train_files, validation_files)
+    )
+    test = dataset.read_files(files, model.schema)
     chosen = choose(test, options.per_personality, options.seed)
     contexts = [{"input": i.questions, "output": i.replies} for i in chosen]
     wanted = np.array([i.labels for i in chosen])
@@ -106,8 +109,8 @@ def evaluate(model: Model, options: Options) -> dict:
         "contexts": len(chosen), "personalities": len(set(named)), "seconds": round(seconds, 1),
         "not_ok": sum(not reply.ok for reply in replies["with_energy"]), "attributes": attributes, "mean": mean,
         "replies": [
-            {"question": chosen[i].questions[-1], "personality": named[i]} | {name: found[i] for name, found in texts.items()}
-            for i in range(len(chosen))
+            {"question": instance.questions[-1], "personality": named[i]} | {name: t[i] for name, t in texts.items()}
+            for i, instance in enumerate(chosen)
         ],
     }  # fmt: skip
 
@@ -143,6 +146,8 @@ def main(argv: list[str] | None = None) -> None:
             prog="python -m miracle_jax.evaluate WORKDIR", description=__doc__,
         )  # fmt: skip
         dataclasses.replace(run, sample=options.sample, decode=options.decode).check()
+        if options.per_personality < 1:
+            raise UserError("--per-personality must be at least 1")
         result = evaluate(load(workdir), options)
         path = Path(workdir) / "evaluation.json"
         with storage.replacing(path) as file:
@@ -150,9 +155,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"accuracy in percent on {result['contexts']} contexts, {result['personalities']} personalities:\n")
         print(table(result))
         if result["not_ok"]:
-            print(
-                f"\n{result['not_ok']} latents did not arrive within sample.max_steps; raise it or loosen sample.rtol"
-            )
+            print(f"\n{result['not_ok']} latents are not ok; the warning above says why")
         print(f"\nreplies and figures: {path}")
 
 

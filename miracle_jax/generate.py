@@ -8,6 +8,7 @@ python -m miracle_jax.generate runs/tiny
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import sys
 from dataclasses import dataclass, field
@@ -101,15 +102,16 @@ def write_file(model: Model, tasks: list[dict], options: Options, weights: dict[
     asked = json.dumps([tasks, dataclasses.asdict(options), weights, str(model.config)], sort_keys=True)
     part = out.with_name(f".{out.name}.{hashlib.sha256(asked.encode()).hexdigest()[:16]}.part")
     out.parent.mkdir(parents=True, exist_ok=True)
-    done = part.read_text().splitlines(keepends=True) if part.exists() else []
-    done = done[: len(done) // CHUNK * CHUNK]  # a chunk that was cut short is written again
+    done = part.read_bytes().splitlines(keepends=True) if part.exists() else []
+    whole = sum(line.endswith(b"\n") for line in done)
+    done = done[: whole // CHUNK * CHUNK]  # a chunk that was cut short is written again
     if done:
         print(f"resuming after {len(done)} replies", file=sys.stderr)
-        with storage.replacing(part) as file:
-            file.write("".join(done).encode())
-    with part.open("a") as file:
+    with storage.replacing(part) as file:
+        file.write(b"".join(done))
+    with part.open("ab") as file:
         for records in answer_all(model, tasks, options, weights, start=len(done)):
-            file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in records))
+            file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in records).encode())
             file.flush()
             os.fsync(file.fileno())
     part.replace(out)
@@ -122,7 +124,7 @@ def show(reply: Reply) -> str:
     for attribute, probabilities in reply.aspects.items():
         aspect = max(probabilities, key=probabilities.get)
         parts.append(f"{attribute.replace('_', ' ')}: {aspect} {probabilities[aspect]:.0%}")
-    state = "ok" if reply.ok else "NOT ok: the solver did not arrive"
+    state = "ok" if reply.ok else "NOT ok: " + ("it did not arrive" if math.isfinite(reply.energy) else "not finite")
     asked = reply.personality or "no personality"
     return (
         f"{reply.text}\n    [{asked}]  {'  '.join(parts)}  energy {reply.energy_before:.2f} -> {reply.energy:.2f}  "
@@ -190,14 +192,20 @@ def _help(model: Model) -> str:
 
 
 def parse_weights(items, model: Model) -> dict[str, float]:
-    """["attitude=2"] -> {"attitude": 2.0}; unknown attributes and what is not a number raise UserError."""
+    """["attitude=2"] -> {"attitude": 2.0}; unknown attributes and what is not a weight raise UserError."""
     weights = {}
     for item in items:
         name, _, value = item.rpartition("=")
         try:
-            weights[model.schema.names[model.schema.attribute_index(name.strip())]] = float(value)
+            weight = float(value)
         except ValueError:
-            raise UserError(f"weight {item!r} is not of the form attribute=number, for instance attitude=2") from None
+            weight = math.nan
+        if not 0 <= weight < math.inf:
+            raise UserError(
+                f"weight {item!r} is not of the form attribute=number with a finite number, at least 0; for instance "
+                f"{model.schema.names[0]}=2"
+            )
+        weights[model.schema.names[model.schema.attribute_index(name.strip())]] = weight
     return weights
 
 
@@ -224,6 +232,8 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError("--samples must be at least 1 and --limit at least 0")
         if options.data and turns:
             raise UserError("give either a context or --data, not both")
+        if options.out and not options.data:
+            raise UserError("--out is where the replies to --data go; name a file of contexts with --data")
         model = load(workdir)
         weights = parse_weights(options.weight, model)
         if options.data:
@@ -249,7 +259,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _leading_words(argv: list[str]):
     for arg in argv:
-        if arg.startswith("--"):
+        if arg.startswith("--") or arg == "-h":
             return
         yield arg
 

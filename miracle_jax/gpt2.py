@@ -100,7 +100,10 @@ class Gpt2(nnx.Module):
 
     def logits(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
         """Scores of the next token, float32; the head shares the embedding's weights."""
-        return self.tokens.attend(hidden).astype(jnp.float32) + self.head_bias[...]
+        # As nnx.Embed.attend, but summed in float32: bfloat16 logits have too few digits for a loss.
+        table = self.tokens.embedding[...].astype(hidden.dtype)
+        scores = jnp.einsum("BSD,VD->BSV", hidden, table, preferred_element_type=jnp.float32)
+        return scores + self.head_bias[...]
 
     def __call__(
         self, tokens: Int[Array, "B S"], z: Float[Array, "B Z"], key: Key[Array, ""] | None = None

@@ -51,7 +51,7 @@ class Reply:
     steps: int
     """Steps that the solver took."""
     ok: bool
-    """False: the solver did not arrive within sample.max_steps."""
+    """False: the solver did not arrive within sample.max_steps, or the latent or its energy is not finite."""
 
 
 def load(workdir: str | Path) -> "Model":
@@ -88,7 +88,7 @@ class Model:
         heads: dict,
         default_heads: str,
     ):
-        """heads: attribute heads by name ("joint", "refit"); default_heads: those that `sample.heads = "auto"` takes."""
+        """heads: attribute heads, "joint" and "refit"; default_heads: those that `sample.heads = "auto"` takes."""
         self.config, self.schema, self.tokenizers, self.miracle = run, schema, tokenizers, miracle
         self.heads, self.default_heads = heads, default_heads
         self._allowed = np.arange(run.decoder.vocab_size) < tokenizers.decoder.size
@@ -122,6 +122,8 @@ class Model:
           seed: of draws from the prior and of sampled text.
           sample, decode: settings in place of the run's.
         """
+        if samples < 1:
+            raise UserError(f"samples is {samples}; a context needs at least one latent")
         if not contexts:
             return []
         if personalities is None or isinstance(personalities, str | Mapping):
@@ -177,12 +179,12 @@ class Model:
             energy = np.where(moved.ok, moved.energy_after, np.inf).reshape(-1, samples)
             best = np.arange(len(aspects)) * samples + np.argmin(energy, axis=1)
             moved = SampleResult(*(column[best] for column in moved))
-        late = int(np.sum(~moved.ok))
-        if late:
-            log.warning(
-                "%d of %d latents did not arrive within sample.max_steps = %d; raise it or loosen sample.rtol",
-                late, len(aspects), settings.max_steps,
-            )  # fmt: skip
+        finite = np.isfinite(moved.z).all(axis=1) & np.isfinite(moved.energy_after)
+        late = f"did not arrive within sample.max_steps = {settings.max_steps}; raise it or loosen sample.rtol"
+        burst = "are not finite; lower their weights or take smaller steps"
+        for number, what in (((finite & ~moved.ok).sum(), late), ((~finite).sum(), burst)):
+            if number:
+                log.warning("%d of %d latents %s", number, len(aspects), what)
         return moved, np.asarray(aspect_probabilities(heads, jnp.asarray(moved.z)))
 
     def decode(self, z: np.ndarray, seed: int, settings: config.Decode) -> list[str]:
@@ -216,12 +218,15 @@ class Model:
 
 def turns(context: Context) -> tuple[list[str], list[str]]:
     """The M questions and the M - 1 replies before the one that is wanted. Raises UserError for anything else."""
+    if isinstance(context, str):
+        raise UserError(f"a context is a list of turns, not a text; write [{context[:40]!r}]")
     if isinstance(context, Mapping):
-        questions, replies = list(context.get("input", ())), list(context.get("output", ()))
+        questions, replies = context.get("input", ()), context.get("output", ())
+        if isinstance(questions, str) or isinstance(replies, str):
+            raise UserError("the input and the output of a context are lists of turns, not a text")
+        questions, replies = list(questions), list(replies)
         if questions and len(replies) == len(questions):
             replies = replies[:-1]
-    elif isinstance(context, str):
-        raise UserError(f"a context is a list of turns, not a text; write [{context[:40]!r}]")
     else:
         questions, replies = list(context[0::2]), list(context[1::2])
     if not questions or len(replies) != len(questions) - 1:

@@ -1,5 +1,6 @@
 """What a run tells: a progress bar or log lines, metrics.jsonl, training.png, and trackers that are off by default."""
 
+import datetime
 import json
 import math
 import sys
@@ -67,7 +68,7 @@ class Report:
         if self.bar is not None:
             self.bar.set_postfix_str(f"{rate * self.batch_size:.0f} examples/s  {shown}", refresh=False)
         else:
-            left = time.strftime("%H:%M:%S", time.gmtime((self.total - step) / rate))
+            left = datetime.timedelta(seconds=round((self.total - step) / rate))
             self.say(f"step {step}/{self.total}  {shown}  {rate * self.batch_size:.0f} examples/s  ETA {left}")
         self.write("train", step, values | {"examples_per_second": rate * self.batch_size})
 
@@ -135,13 +136,13 @@ class Report:
             figure.savefig(file, format="png", dpi=120)
 
 
-def finite(values: dict[str, float], first: int, last: int) -> dict[str, float]:
-    """values, unless one is NaN or infinite: then a UserError with its name and the steps."""
+def finite(values: dict[str, float], step: int) -> dict[str, float]:
+    """values, unless one is NaN or infinite: then a UserError with its name and the step."""
     for name, value in values.items():
         if not math.isfinite(value):
             raise UserError(
-                f"{name} became {value} in steps {first} to {last}; the last checkpoint is intact. Lower "
-                "--train.learning-rate, or look for unusual lines in the data around these steps"
+                f"{name} became {value} at step {step}; the last checkpoint is intact. Lower --train.learning-rate, or "
+                "look for unusual lines in the data"
             )
     return values
 

@@ -206,7 +206,7 @@ def start_run(config: Config, workdir: Path, corpus) -> None:
 
 def _differences(old: dict, new: dict, prefix: str = "") -> dict:
     found = {}
-    for name in old.keys() | new.keys():
+    for name in sorted(old.keys() | new.keys()):
         a, b = old.get(name), new.get(name)
         if isinstance(a, dict) and isinstance(b, dict):
             found |= _differences(a, b, f"{prefix}{name}.")
@@ -222,8 +222,8 @@ def train(config: Config, workdir: str | Path) -> dict:
     finished = workdir / "model.json"
 
     # ---- Data
-    kept = workdir / "tokenizers"
-    corpus = pipeline.prepare(config, Tokenizers.load(kept) if kept.exists() else None)
+    resumed = (workdir / "config.json").exists()  # written last: a run without it has not begun
+    corpus = pipeline.prepare(config, Tokenizers.load(workdir / "tokenizers") if resumed else None)
     devices = mesh.make(config.mesh)
     here = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     micro_batch = config.train.batch_size // config.train.accumulate
@@ -281,11 +281,11 @@ def train(config: Config, workdir: str | Path) -> dict:
     def log(step):
         """The only place where training losses leave the device."""
         if pending:
-            fetched = jax.device_get(pending)
-            mean = {name: float(np.mean([values[name] for values in fetched])) for name in fetched[0]}
             first = step - len(pending) + 1
+            fetched = [finite(values, first + i) for i, values in enumerate(jax.device_get(pending))]
             pending.clear()
-            report.training(step, finite(mean, first, step) | {"learning_rate": float(schedule(step - 1))})
+            mean = {name: float(np.mean([values[name] for values in fetched])) for name in fetched[0]}
+            report.training(step, mean | {"learning_rate": float(schedule(step - 1))})
 
     try:
         stream = batches.stream(start)
@@ -301,15 +301,15 @@ def train(config: Config, workdir: str | Path) -> dict:
                 paused, score = report.pause(), None
                 if validated:
                     values = validate(validation_step, state["params"], validation, config, names)
-                    score = finite(values, step, step)["score"]
+                    score = finite(values, step)["score"]
                     report.write("validation", step, values)
                     shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
                     report.say(f"validation at step {step}  {shown}")
                 checkpoint.save(manager, step, state, score)
                 report.resume(paused)
-        checkpoint.finish(manager)
     finally:
         report.close()
+        checkpoint.finish(manager)  # also when a loss became NaN: the checkpoint under way is still a good one
 
     # ---- Stage 2: on the best checkpoint
     began = time.perf_counter()
