@@ -10,6 +10,7 @@ A run's folder:
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +25,28 @@ from miracle_jax.errors import UserError
 
 def open_manager(workdir: str | Path, keep: int) -> ocp.CheckpointManager:
     """Keeps the newest `keep` checkpoints and the one with the lowest validation score."""
+
+    def score(metrics):
+        return metrics.get("score", math.inf)  # Orbax warns of a checkpoint without metrics, so those have empty ones
+
     newest = checkpoint_managers.LatestN(keep)
     # Of BestN's ascending or descending order the last n stay, so "reverse" keeps the lowest. A best_fn with
     # max_to_keep would delete the newest after a bad validation, and with it the ability to resume.
-    best = checkpoint_managers.BestN(
-        get_metric_fn=lambda metrics: metrics["score"], reverse=True, n=1, keep_checkpoints_without_metrics=False
-    )
+    best = checkpoint_managers.BestN(get_metric_fn=score, reverse=True, n=1)
     options = ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy([newest, best]),
+        best_fn=score,  # without it metrics are not written, and a resumed run would not know its best checkpoint
+        best_mode="min",
         cleanup_tmp_directories=True,
     )
-    return ocp.CheckpointManager(_absolute(workdir) / "checkpoints", options=options, item_names=("state",))
+    # The handler is named, or a resumed run could not read what its checkpoints hold before it restores one.
+    handlers = {"state": ocp.StandardCheckpointHandler()}
+    return ocp.CheckpointManager(_absolute(workdir) / "checkpoints", options=options, item_handlers=handlers)
 
 
 def save(manager: ocp.CheckpointManager, step: int, state: Any, score: float | None) -> None:
     """Starts writing `state` as checkpoint `step`. score: the validation score (lower is better), if there is one."""
-    metrics = None if score is None else {"score": score}
+    metrics = {} if score is None else {"score": score}
     with _disk_errors():
         manager.save(step, args=ocp.args.Composite(state=ocp.args.StandardSave(state)), metrics=metrics, force=True)
 
@@ -63,7 +70,7 @@ def restore(manager: ocp.CheckpointManager, step: int, expected: Any) -> Any:
 def best_step(manager: ocp.CheckpointManager) -> int | None:
     """The kept checkpoint with the lowest validation score; the newest when none was validated."""
     scores = {step: manager.metrics(step) for step in manager.all_steps()}
-    scored = {step: metrics["score"] for step, metrics in scores.items() if metrics}
+    scored = {step: metrics["score"] for step, metrics in scores.items() if metrics and "score" in metrics}
     return min(scored, key=scored.get) if scored else manager.latest_step()
 
 

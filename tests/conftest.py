@@ -1,8 +1,20 @@
 """What all tests share."""
 
 import importlib.util
+import os
+import subprocess
+import tempfile
 
+import micro
 import pytest
+
+# Compiling takes most of the tests' time, and programs this small gain nothing from LLVM's optimisation. What one test
+# (or a process that it starts) has compiled, others find in the cache.
+COMPILED = tempfile.TemporaryDirectory(prefix="miracle-jax-compiled-")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", COMPILED.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
 def pytest_collection_modifyitems(items):
@@ -11,3 +23,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("torch"):
             item.add_marker(pytest.mark.skip(reason="PyTorch is not installed; launch/test.sh --with-torch adds it"))
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory) -> micro.Run:
+    """A finished run of tests/micro.py by the real command. Tests read it; those that change it take a copy."""
+    folder = tmp_path_factory.mktemp("tiny")
+    run = micro.Run(folder / "run", micro.write_corpus(folder))
+    done = subprocess.run(run.command, cwd=micro.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    run.output, run.errors = done.stdout, done.stderr
+    return run

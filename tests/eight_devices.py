@@ -1,4 +1,4 @@
-"""What test_mesh.py runs in a process with eight virtual devices. Its name keeps pytest from collecting it elsewhere."""
+"""What test_mesh.py runs in a process with eight virtual devices. By its name pytest collects it nowhere else."""
 
 import dataclasses
 
@@ -12,12 +12,12 @@ from jax.sharding import PartitionSpec as P
 from parity import assert_trees_close
 from small import CONFIG, miracle, random_batch
 
-from miracle_jax import config, mesh
+from miracle_jax import config, losses, mesh
 from miracle_jax.errors import UserError
 from miracle_jax.train import make_train_step
 
-STEPS = [random_batch(2, 8, seed=seed) for seed in range(2)]  # two micro-batches of eight
-EVERY_STEP_DRAWS = dataclasses.replace(CONFIG, loss=dataclasses.replace(CONFIG.loss, kl_zero=0.0))
+BATCHES = [random_batch(2, 8, seed=seed) for seed in range(2)]  # two micro-batches of eight, for each of two steps
+ALWAYS_KL = dataclasses.replace(CONFIG, loss=dataclasses.replace(CONFIG.loss, kl_zero=0.0))
 
 
 def test_there_are_eight_devices():
@@ -29,17 +29,17 @@ def train(layout):
 
     layout: a config.Mesh; None: one device, no mesh.
     """
-    graphdef, params = nnx.split(miracle(EVERY_STEP_DRAWS))
+    graphdef, params = nnx.split(miracle(ALWAYS_KL))
     # Not Adam: it would divide the rounding of gradients that are zero in theory by itself.
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.9))
     params = jax.tree.map(jnp.asarray, nnx.to_pure_dict(params))
     state = {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
-    step = make_train_step(EVERY_STEP_DRAWS, graphdef, optimizer)
-    batches = STEPS
+    step = make_train_step(ALWAYS_KL, graphdef, optimizer)
+    batches = BATCHES
     if layout is not None:
         devices = mesh.make(layout)
         state = jax.device_put(state, mesh.parameter_shardings(state, devices, layout))
-        batches = [mesh.put_batch(batch, devices, batch_axis=1) for batch in STEPS]
+        batches = [mesh.put_batch(batch, devices, batch_axis=1) for batch in BATCHES]
     named = []
     for batch in batches:
         state, values = step(state, batch)
@@ -47,22 +47,31 @@ def train(layout):
     return {"losses": named, "state": state}
 
 
-@pytest.fixture(scope="module")
-def one_device():
-    return train(None)
-
-
-@pytest.mark.parametrize("fsdp", [1, 4])
-def test_losses_and_gradients_equal_those_of_one_device(one_device, fsdp):
-    """The optimizer's state is the sum of the gradients; the gap is over the global micro-batch."""
-    layout = config.Mesh(fsdp=fsdp, shard_above_mb=0.001)
-    many = train(layout)
+def test_two_steps_with_split_parameters_equal_those_of_one_device():
+    """Losses and gradients: the optimizer's state is the sum of the gradients."""
+    one, many = train(None), train(config.Mesh(fsdp=4, shard_above_mb=0.001))
     assert set(many["losses"][0]) == {"reconstruct", "kl", "classify", "gap", "gradient_norm"}
     assert all(value > 0 for value in jax.tree.leaves(many["losses"]))
-    assert_trees_close(jax.device_get(many), jax.device_get(one_device), 1e-5)
+    assert_trees_close(jax.device_get(many), jax.device_get(one), 1e-5)
     kernel = many["state"]["params"]["decoder"]["layers"]["blocks"]["mlp_in"]["kernel"]
-    assert len(kernel.sharding.device_set) == 8
-    assert kernel.sharding.spec == (P() if fsdp == 1 else P(None, None, "fsdp"))
+    assert len(kernel.sharding.device_set) == 8 and kernel.sharding.spec == P(None, None, "fsdp")
+
+
+def test_losses_over_eight_shards_of_the_batch_equal_those_of_one_device():
+    """The default layout. No shard has every attribute, none has the mean number of tokens."""
+    devices = mesh.make(config.Mesh())
+    batch = jax.tree.map(lambda leaf: leaf[0], BATCHES[0])
+
+    @jax.jit
+    def named(model, batch):
+        total = losses.counts(jax.tree.map(lambda leaf: leaf[None], batch))
+        return losses.parts(model(batch, jax.random.key(0), 1.0), batch, CONFIG.loss, total)
+
+    model = miracle()
+    one = named(model, batch)
+    many = named(jax.device_put(model, mesh.replicated(devices)), mesh.put_batch(batch, devices, batch_axis=0))
+    assert len(many["gap"].sharding.device_set) == 8 and set(many) == {"reconstruct", "kl", "classify", "gap"}
+    assert_trees_close(jax.device_get(many), jax.device_get(one), 1e-5)
 
 
 @pytest.mark.parametrize(

