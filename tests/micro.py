@@ -16,11 +16,11 @@ REPLIES = {
 
 
 def get_config() -> Config:
-    shape = {"width": 16, "depth": 1, "heads": 2, "mlp": 32, "dropout": 0.05, "init_std": 0.1}
+    shape = {"width": 16, "depth": 1, "heads": 2, "mlp": 32, "init_std": 0.1}
     return Config(
         data=Data(buckets=((16, 24, 16), (32, 40, 16))),
-        encoder=Bert(vocab_size=300, max_positions=40, **shape),
-        decoder=Gpt2(vocab_size=400, max_positions=20, **shape),
+        encoder=Bert(vocab_size=300, max_positions=40, dropout=0.0, **shape),
+        decoder=Gpt2(vocab_size=400, max_positions=20, dropout=0.05, **shape),
         latent=Latent(size=8, hidden=8, logvar_shift=-3.0),
         loss=Loss(kl=0.01, kl_floor=0.001, kl_period=10, classify=0.5),
         train=Train(

@@ -14,7 +14,11 @@ from miracle_jax.errors import UserError
 
 
 def state(value: float, size: int = 3) -> dict:
-    return {"params": {"layer": {"bias": jnp.full(size, float(value))}}, "opt_state": [jnp.int32(7)], "step": jnp.int32(value)}
+    return {
+        "params": {"layer": {"bias": jnp.full(size, float(value))}},
+        "opt_state": [jnp.int32(7)],
+        "step": jnp.int32(value),
+    }
 
 
 def shapes(tree):
@@ -134,7 +138,7 @@ def test_model_json_is_written_when_the_model_is_whole(tmp_path, monkeypatch):
 
 def test_a_model_of_another_form_is_refused(tmp_path):
     checkpoint.save_model(tmp_path, state(1), {})
-    with pytest.raises(UserError, match=r"(?s)model .*/model does not match the model:\s+params.layer.bias: checkpoint"):
+    with pytest.raises(UserError, match=r"(?s)model .*/model does not match the model:\s+params.layer.bias"):
         checkpoint.load_model(tmp_path, shapes(state(1, size=9)))
 
 
@@ -144,7 +148,7 @@ def test_a_model_of_another_form_is_refused(tmp_path):
 def test_a_full_disk_is_one_sentence_and_earlier_checkpoints_are_intact(tmp_path, full_disk):
     manager = save_all(tmp_path, {1: 1.0})
     full_disk(tmp_path / "checkpoints" / "2")
-    with pytest.raises(UserError, match="could not be written: .*No space left.*; earlier checkpoints are intact; free"):
+    with pytest.raises(UserError, match="could not be written: .*No space left.*; earlier checkpoints are intact;"):
         checkpoint.save(manager, 2, state(2), 0.5)
         checkpoint.finish(manager)
     left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
@@ -162,10 +166,6 @@ def test_a_model_that_does_not_fit_the_disk_leaves_no_model_json(tmp_path, full_
     assert not (tmp_path / "model.json").exists() and not (tmp_path / "model").exists()
 
 
-def test_other_errors_are_not_called_a_full_disk(tmp_path, monkeypatch):
-    manager = checkpoint.open_manager(tmp_path, keep=1)
-    checkpoint.save(manager, 1, state(1), None)
-    checkpoint.finish(manager)
-    with pytest.raises(ValueError):
-        with checkpoint._disk_errors():
-            raise ValueError("something else")
+def test_other_errors_are_not_called_a_full_disk():
+    with pytest.raises(ValueError, match="something else"), checkpoint._disk_errors():
+        raise ValueError("something else")
