@@ -4,10 +4,10 @@ from miracle_jax.config import Bert, Config, Data, Decode, Gpt2, Latent, Loss, S
 
 
 def get_config() -> Config:
-    encoder = Bert(vocab_size=4096, width=128, depth=1, heads=4, mlp=512, max_positions=64, dropout=0.0, init_std=0.05)
+    encoder = Bert(vocab_size=4096, width=128, depth=1, heads=4, mlp=512, max_positions=66, dropout=0.0, init_std=0.05)
     decoder = Gpt2(vocab_size=4096, width=192, depth=3, heads=4, mlp=768, max_positions=66, dropout=0.0, init_std=0.05)
     return Config(
-        data=Data(buckets=((24, 64, 32), (24, 64, 52))),
+        data=Data(buckets=((24, 66, 32), (24, 66, 52))),
         encoder=encoder,
         decoder=decoder,
         latent=Latent(size=64, logvar_shift=-4.0),

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import warnings
 
 
 class UserError(Exception):
@@ -10,7 +11,11 @@ class UserError(Exception):
 
 @contextlib.contextmanager
 def one_sentence():
-    """For entry points: prints a UserError as `error: ...` and exits with status 2; Ctrl-C exits with 130."""
+    """For entry points: prints a UserError as `error: ...` and exits with status 2; Ctrl-C exits with 130.
+
+    Warnings become `warning: ...`, without the place in our code that the default format shows.
+    """
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     try:
         yield
     except UserError as error:

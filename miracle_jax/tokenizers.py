@@ -118,7 +118,7 @@ class EncoderTokenizer(_Tokenizer):
                 continue
             if excess > 0 and text:
                 if last:
-                    warnings.warn("a question is longer than the encoder's limit; only its end is read", stacklevel=4)
+                    warnings.warn("a question is longer than the encoder's limit; only its end is read", stacklevel=1)
                 cut = min(excess, len(text))
                 text, excess = text[cut:], excess - cut
             ids += marker + text

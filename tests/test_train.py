@@ -1,0 +1,418 @@
+"""Whole training runs of tests/micro.py: the real command, its resumption after SIGKILL, and what it refuses.
+
+What a single step computes is tested in test_losses.py, test_cvae.py and test_mesh.py.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import micro
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+from flax import nnx
+from small import random_batch
+
+import miracle_jax as mj
+from miracle_jax import checkpoint, config, dataset, losses, pipeline, train
+from miracle_jax.attributes import Attribute, Schema
+from miracle_jax.cvae import Outputs
+from miracle_jax.errors import UserError
+from miracle_jax.latent import Gaussian
+
+ONE_BUCKET = ["--data.buckets", "32", "40", "16"]
+
+
+def train_here(arguments) -> dict:
+    """What the command does, in this process."""
+    return train.train(*config.from_command_line(train.__doc__, list(map(str, arguments))))
+
+
+def assert_equal_trees(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def saved(path):
+    return ocp.StandardCheckpointer().restore(path)
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """The flags of the micro corpus."""
+    return micro.write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture
+def steps_made(monkeypatch):
+    """The jitted training steps of the runs that follow."""
+    made, make = [], train.make_train_step
+
+    def spy(*arguments):
+        made.append(make(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(train, "make_train_step", spy)
+    return made
+
+
+# ------------------------------------------------------------------------------------------------ the real command
+
+
+def test_the_command_leaves_everything_a_run_is_made_of(tiny_run):
+    names = {path.name for path in tiny_run.workdir.iterdir()}
+    assert names == {
+        "config.json", "schema.toml", "tokenizers", "checkpoints", "model", "model.json", "metrics.jsonl",
+        "training.png",
+    }  # fmt: skip
+    assert {path.name for path in (tiny_run.workdir / "checkpoints").iterdir()} == {"40", "60"}
+    assert (tiny_run.workdir / "training.png").read_bytes().startswith(b"\x89PNG")
+    facts = json.loads((tiny_run.workdir / "model.json").read_text())
+    assert facts["step"] == 60 and set(facts["accuracy"]) == {"joint", "refit"} and facts["heads"] in facts["accuracy"]
+    assert set(facts["accuracy"]["joint"]["attribute"]) == set(micro.REPLIES)
+    assert set(facts["accuracy"]["joint"]["turn"]) == {"1", "2"}
+
+
+def test_metrics_tell_every_loss_at_every_interval_and_training_learns(tiny_run):
+    rows = tiny_run.metrics()
+    learned = [row for row in rows if row["split"] == "train"]
+    assert [row["step"] for row in learned] == [7, 14, 20, 21, 28, 35, 40, 42, 49, 56, 60]
+    parts = {"reconstruct", "kl", "classify", "gap", "gradient_norm", "learning_rate"}
+    assert all(parts <= set(row) and np.isfinite(list(row.values())[2:]).all() for row in learned)
+    validated = [row for row in rows if row["split"] == "validation"]
+    assert [row["step"] for row in validated] == [20, 40, 60]
+    for row in validated:
+        assert row["score"] == pytest.approx(row["reconstruct_prior"] + 0.5 * row["classify"])
+        assert {f"accuracy_{name}" for name in micro.REPLIES} | {"reconstruct_posterior", "kl_raw"} <= set(row)
+        assert row["kl_raw"] >= row["kl_floored"] > 0
+    assert learned[-1]["reconstruct"] < 0.5 * learned[0]["reconstruct"]
+    assert validated[-1]["score"] < validated[0]["score"]
+
+
+def test_without_a_terminal_it_logs_one_readable_line_an_interval(tiny_run):
+    lines = tiny_run.output.splitlines()
+    assert lines[0] == "starting from random weights"
+    assert "72 instances, 60 steps of 8 on 1 cpu device(s), padding " in lines[1]
+    logged = [line for line in lines if line.startswith("step ")]
+    assert len(logged) == 11 and logged[0].startswith("step 7/60  ") and " examples/s  ETA 0:0" in logged[0]
+    assert sum(line.startswith("validation at step ") for line in lines) == 3
+    assert any(line.startswith("refit heads on validation contexts: ") for line in lines)
+    assert lines[-1] == f"finished: {tiny_run.workdir} holds the model of step 60"
+    assert "\r" not in tiny_run.output + tiny_run.errors and "Traceback" not in tiny_run.errors
+
+
+def test_the_same_command_on_a_finished_run_says_so_and_changes_nothing(tiny_run, capsys):
+    before = contents(tiny_run.workdir)
+    facts = train_here(tiny_run.arguments)
+    assert f"{tiny_run.workdir} is finished; python -m miracle_jax.generate" in capsys.readouterr().out
+    assert contents(tiny_run.workdir) == before and facts == json.loads(
+        before[next(p for p in before if p.name == "model.json")]
+    )
+
+
+# ------------------------------------------------------------------------------------------------ resuming
+
+KILLED_WHILE_WRITING_40 = """
+import os, pathlib, signal, time
+from miracle_jax import train
+
+rename = os.rename
+
+def die(source, target, **options):
+    if str(target).endswith("checkpoints/40"):
+        metrics = pathlib.Path(target).parents[1] / "metrics.jsonl"
+        while '"step": 56' not in metrics.read_text():  # training goes on while a checkpoint is being written
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(source, target, **options)
+
+os.rename = die
+train.main()
+"""
+
+
+def test_a_run_killed_by_sigkill_resumes_bit_for_bit(tiny_run, tmp_path, steps_made, capsys):
+    run = micro.Run(tmp_path / "run", tiny_run.flags)
+    command = [sys.executable, "-c", KILLED_WHILE_WRITING_40, *run.arguments]
+    killed = subprocess.run(command, cwd=micro.ROOT, capture_output=True, text=True, timeout=250)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    left = {path.name for path in (run.workdir / "checkpoints").iterdir()}
+    assert "20" in left and "40" not in left and len(left) == 2
+    assert max(row["step"] for row in run.metrics()) >= 56 and not (run.workdir / "model.json").exists()
+    with (run.workdir / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5')  # a line that was being written
+
+    train_here(run.arguments)
+    assert f"resuming from {run.workdir}/checkpoints/20" in capsys.readouterr().out
+    assert run.metrics() == tiny_run.metrics()  # no step twice, none missing, no half line
+    assert {path.name for path in (run.workdir / "checkpoints").iterdir()} == {"40", "60"}
+    for part in ("checkpoints/40/state", "checkpoints/60/state", "model"):
+        assert_equal_trees(saved(run.workdir / part), saved(tiny_run.workdir / part))
+    assert (run.workdir / "model.json").read_bytes() == (tiny_run.workdir / "model.json").read_bytes()
+    assert steps_made[0]._cache_size() == 2  # buckets
+
+
+def test_another_config_is_refused_by_name_and_harmless_changes_are_not(tiny_run, capsys):
+    before = contents(tiny_run.workdir)
+    with pytest.raises(UserError) as error:
+        train_here([*tiny_run.arguments, "--train.learning-rate", "0.5", "--loss.kl-zero", "0.5", "--train.keep", "9"])
+    assert str(error.value) == (
+        f"{tiny_run.workdir} holds a run with another loss.kl_zero, train.learning_rate; give the same flags to "
+        "resume it, or another --workdir to start anew"
+    )
+    assert contents(tiny_run.workdir) == before
+    settings = config.load_run(tiny_run.workdir)
+    changed = config.to_dict(settings)
+    changed["sample"]["rtol"] = changed["mesh"]["fsdp"] = changed["train"]["log_every"] = 3
+    assert {path for path, _ in train._differences(config.to_dict(settings), changed).items()} == {
+        "sample.rtol", "mesh.fsdp", "train.log_every",
+    }  # fmt: skip
+
+
+def test_other_data_is_refused(tmp_path):
+    flags = micro.write_corpus(tmp_path)
+    arguments = micro.Run(tmp_path / "run", flags).arguments
+    settings, workdir = config.from_command_line("", arguments)
+    train.start_run(settings, tmp_path / "run", pipeline.prepare(settings))
+    file = tmp_path / "train_attitude.jsonl"
+    file.write_text(file.read_text().replace("lost", "found"))
+    with pytest.raises(UserError, match="run holds a run on other data; restore the files to resume it, or give"):
+        train_here(arguments)
+
+
+def test_a_start_that_was_cut_short_leaves_nothing_to_stumble_over(tmp_path, monkeypatch):
+    """Killed among its first files: what they hold is not taken for a run's."""
+    settings, _ = config.from_command_line("", micro.Run(tmp_path / "run", micro.write_corpus(tmp_path)).arguments)
+    (tmp_path / "run" / "tokenizers" / "encoder").mkdir(parents=True)
+
+    class Started(Exception):
+        pass
+
+    def stop(*_):
+        raise Started
+
+    monkeypatch.setattr(train, "start_run", stop)
+    with pytest.raises(Started):
+        train.train(settings, tmp_path / "run")
+
+
+# ------------------------------------------------------------------------------------------------ going wrong
+
+
+def test_a_nan_stops_by_name_and_step_and_the_last_checkpoint_is_intact(corpus, tmp_path, monkeypatch):
+    cycle = losses.kl_cycle
+    monkeypatch.setattr(losses, "kl_cycle", lambda step, loss: jnp.where(step == 4, jnp.nan, cycle(step, loss)))
+    run = micro.Run(tmp_path / "run", corpus)
+    with pytest.raises(UserError, match=r"^\w+ became nan at step 5; the last checkpoint is intact. Lower --train"):
+        train_here([*run.arguments, *ONE_BUCKET, "--train.save-every", "3"])  # and logs every 7
+    assert [row["step"] for row in run.metrics()] == [3] and not (run.workdir / "model.json").exists()
+    assert checkpoint.open_manager(run.workdir, keep=2).all_steps() == [3]
+    state = saved(run.workdir / "checkpoints/3/state")
+    assert state["step"] == 3 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+def test_finite_names_the_value_and_the_step():
+    assert train.finite({"kl": 1.0}, 3) == {"kl": 1.0}
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(UserError, match=f"kl became {value} at step 3; the last checkpoint is intact"):
+            train.finite({"gap": 0.0, "kl": value}, 3)
+
+
+# ------------------------------------------------------------------------------------------------ other runs
+
+
+def test_four_attributes_of_which_one_has_three_aspects(tmp_path, steps_made):
+    """From the user's own schema and files to a reply, in two micro-batches a step."""
+    schema = Schema((*Schema.load().attributes, Attribute("length", ("short", "middling", "long"))))
+    schema.save(tmp_path / "schema.toml")
+    length = {"length": ("Yes.", "Yes, the {}.", "Yes, the {}, and the {} too.".replace("{} too", "rest"))}
+    flags = micro.write_corpus(tmp_path, micro.REPLIES | length)
+    run = micro.Run(tmp_path / "run", flags)
+    facts = train_here([
+        *run.arguments, *ONE_BUCKET, "--data.schema", tmp_path / "schema.toml", "--train.accumulate", 2,
+        "--train.steps", 6, "--train.eval-every", 3, "--train.save-every", 6, "--train.log-every", 4,
+    ])  # fmt: skip
+    assert set(facts["accuracy"]["joint"]["attribute"]) == set(schema.names)
+    assert [row["step"] for row in run.metrics() if row["split"] == "train"] == [3, 4, 6]
+    assert all(row["gap"] > 0 for row in run.metrics() if row["split"] == "train")
+    assert steps_made[0]._cache_size() == 1
+    model = mj.load(run.workdir)
+    assert model.schema == schema
+    reply = model.reply(["What about the river?"], "lyrical, long")
+    assert reply.personality == "lyrical, long" and reply.ok and reply.energy < reply.energy_before
+    assert {name: list(p) for name, p in reply.aspects.items()} == {a.name: list(a.aspects) for a in schema.attributes}
+    assert all(sum(p.values()) == pytest.approx(1, abs=1e-5) for p in reply.aspects.values())
+
+
+def test_without_a_posterior(corpus, tmp_path):
+    """Appendix D; also without classification and refitting, and by epochs."""
+    run = micro.Run(tmp_path / "run", corpus)
+    facts = train_here([
+        *run.arguments, *ONE_BUCKET, "--loss.posterior", "False", "--loss.classify", 0, "--train.steps", 0,
+        "--train.epochs", 0.4, "--train.refit-epochs", 0, "--seed", 1,
+    ])  # fmt: skip
+    assert list(facts["accuracy"]) == ["joint"]
+    rows = run.metrics()
+    assert [(row["step"], row["split"]) for row in rows] == [(4, "train"), (4, "validation")]  # 0.4 of 9 steps
+    assert not {"kl", "classify"} & set(rows[0]) and not {"kl_raw", "reconstruct_posterior"} & set(rows[1])
+    assert "posterior" not in saved(run.workdir / "model")["miracle"]
+    assert mj.load(run.workdir).reply(["What about the lamp?"], "plain").ok
+
+
+FROZEN = """
+import sys
+sys.modules["grain"] = sys.modules["tensorflow_datasets"] = None  # as on a machine that lacks them
+from miracle_jax import train
+train.main()
+assert sys.modules["grain"] is None and sys.modules["tensorflow_datasets"] is None
+"""
+
+
+def test_frozen_data_on_eight_devices_give_the_losses_of_one(tiny_run, tmp_path):
+    """Without Grain and TFDS; the mean of each loss over an interval equals that of one device to 1e-5."""
+    frozen = str(tmp_path / "data.npz")
+    dataset.main(["freeze", frozen, "--config", micro.__file__, *tiny_run.flags])
+    run = micro.Run(tmp_path / "run", ["--data.frozen", frozen])
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, "-c", FROZEN, *run.arguments], cwd=micro.ROOT, capture_output=True, text=True, timeout=250,
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "on 8 cpu device(s)" in done.stdout
+    for ours, theirs in zip(run.metrics(), tiny_run.metrics(), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+
+
+def test_one_seed_gives_one_start_and_another_seed_another(corpus, tmp_path):
+    def batches_and_first_step(seed):
+        settings, _ = config.from_command_line("", [*micro.Run(tmp_path, corpus).arguments, "--seed", str(seed)])
+        batches = pipeline.Batches(pipeline.prepare(settings).train, settings.data.buckets, 8, 1, settings.seed)
+        return [batches[step] for step in range(9)], toy_step(batches_of=[random_batch(1, 8)] * 2, seed=seed)
+
+    first, again, other = map(batches_and_first_step, (0, 0, 1))
+    assert_equal_trees(first, again)
+    assert any(a["context"].shape != b["context"].shape or (a["context"] != b["context"]).any()
+               for a, b in zip(first[0], other[0], strict=True))  # fmt: skip
+    assert float(first[1][0]["reconstruct"]) != float(other[1][0]["reconstruct"])
+
+
+# ------------------------------------------------------------------------------------------------ the step
+
+
+class Toy(nnx.Module):
+    """Stands in for Miracle: quick to compile, every loss has a gradient, z is noisy."""
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+
+        def parameter(*shape):
+            return nnx.Param(jnp.asarray(rng.normal(size=shape), jnp.float32))
+
+        self.table, self.by_z = parameter(20, 18), parameter(6, 18)
+        self.to_prior, self.to_posterior, self.heads = parameter(20, 12), parameter(20, 12), parameter(6, 9)
+
+    def __call__(self, batch, key, noise):
+        prior = Gaussian(*jnp.split(self.to_prior[batch["context"]].mean(1), 2, axis=-1))
+        posterior = Gaussian(*jnp.split(self.to_posterior[batch["joint"]].mean(1), 2, axis=-1))
+        z = posterior.sample(key, noise)
+        logits = self.table[batch["reply"]] + (z @ self.by_z[...])[:, None]
+        return Outputs(prior, posterior, z, logits, (z @ self.heads[...]).reshape(len(z), 3, 3))
+
+
+def toy_step(batches_of, seed=0, **loss):
+    """(losses of the first step, state after the last). KL weight and noise are on from the start unless said."""
+    settings = config.Config(
+        seed=seed, loss=config.Loss(**({"kl": 0.3, "classify": 0.5, "gap": 0.7, "kl_zero": 0.0} | loss))
+    )
+    graphdef, params = nnx.split(Toy())
+    params, optimizer = nnx.to_pure_dict(params), optax.sgd(0.1)
+    state = {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
+    step = train.make_train_step(settings, graphdef, optimizer)
+    named = []
+    for batch in batches_of:
+        state, values = step(state, batch)
+        named.append(values)
+    return jax.device_get((named[0], state))
+
+
+def test_micro_batches_add_up_to_the_step_of_the_whole_batch():
+    """But for the distance between attributes, which is by definition that of a micro-batch, and the noise."""
+    whole = random_batch(1, 8)
+    halves = {name: array.reshape(2, 4, *array.shape[2:]) for name, array in whole.items()}
+    quiet = {"gap": 0.0, "kl_zero": 1.0}
+    (named, state), (named_halves, state_halves) = toy_step([whole], **quiet), toy_step([halves], **quiet)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), named, named_halves)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state, state_halves)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state["params"], nnx.to_pure_dict(nnx.state(Toy())))
+    assert min(moved["table"], moved["heads"], moved["to_posterior"]) > 1e-4
+
+
+def test_micro_batches_draw_different_noise():
+    batch = random_batch(1, 4)
+    twice = {name: np.concatenate([array, array]) for name, array in batch.items()}
+    once, both = toy_step([batch])[0], toy_step([twice])[0]
+    assert abs(once["reconstruct"] - both["reconstruct"]) > 1e-4
+
+
+@pytest.mark.parametrize(("steps", "warm"), [(100, 5), (4, 1), (1, 1)])
+def test_the_learning_rate_rises_for_the_warm_up_and_falls_to_zero(steps, warm):
+    settings = config.Config(train=config.Train(learning_rate=2.0, warmup=0.05))
+    _, schedule = train.make_optimizer(settings, steps)
+    rates = [float(schedule(step)) for step in range(steps)]
+    assert rates[:warm] == pytest.approx([2.0 * (i + 1) / warm for i in range(warm)])
+    falling = rates[warm - 1 :]
+    assert np.diff(falling) == pytest.approx(-2.0 / max(steps - warm, 1))
+    assert steps == 1 or rates[-1] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_clipping_is_by_the_global_norm():
+    settings = config.Config(train=config.Train(learning_rate=1.0, warmup=0.0, clip=1.0))
+    optimizer, _ = train.make_optimizer(settings, 10)
+    big = {"a": jnp.full(4, 1e3), "b": jnp.full(4, -1e3)}
+    state = optimizer.init(big)
+    _, state = optimizer.update(big, state, big)
+    first_moment = optax.tree.get(state, "mu")
+    assert float(optax.global_norm(first_moment)) == pytest.approx(0.1, rel=1e-4)  # (1 - beta1) of a gradient of norm 1
+
+
+# ------------------------------------------------------------------------------------------------ stage 2
+
+
+def test_refitting_learns_what_the_latents_tell_and_leaves_unknown_labels_alone():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(240, 8)).astype(np.float32)
+    labels = np.full((240, 2), -1, np.int32)
+    labels[::2, 0] = z[::2, 0] > 0
+    labels[1::2, 1] = np.digitize(z[1::2, 1], [-0.5, 0.5])
+    settings = config.Config(
+        latent=config.Latent(size=8, hidden=16), train=config.Train(refit_epochs=60, refit_learning_rate=1e-2)
+    )
+    data = {"z": z, "labels": labels, "turn": np.arange(240) % 2 + 1}
+    params = train.refit(settings, (2, 3), data, jax.random.key(0))
+    assert_equal_trees(params, train.refit(settings, (2, 3), data, jax.random.key(0)))
+    graph = nnx.graphdef(nnx.eval_shape(lambda: train.Heads(settings.latent, (2, 3), nnx.Rngs(0))))
+    accuracy = train.head_accuracy(graph, params, data, ("sign", "band"))
+    assert accuracy["attribute"]["sign"] > 0.95 and accuracy["attribute"]["band"] > 0.9
+    assert accuracy["mean"] == pytest.approx(np.mean(list(accuracy["attribute"].values())))
+    assert set(accuracy["turn"]) == {1, 2} and accuracy["turn"][1] == accuracy["attribute"]["sign"]
+
+
+def test_stage_2_takes_the_best_checkpoint_of_a_resumed_run(tmp_path):
+    """Whichever process validated it."""
+    manager = checkpoint.open_manager(tmp_path, keep=1)
+    for step, score in ((1, 0.5), (2, 0.9)):
+        checkpoint.save(manager, step, {"step": jnp.int32(step)}, score)
+    checkpoint.finish(manager)
+    manager.close()
+    assert checkpoint.best_step(checkpoint.open_manager(tmp_path, keep=1)) == 1
