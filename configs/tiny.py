@@ -1,6 +1,6 @@
 """Quickstart: a small CVAE on the bundled corpus, from random weights, on a laptop's CPU."""
 
-from miracle_jax.config import Bert, Config, Data, Decode, Gpt2, Latent, Loss, Sample, Train
+from miracle_jax.config import Bert, Config, Data, Decode, Gpt2, Latent, Loss, Train
 
 
 def get_config() -> Config:
@@ -13,6 +13,5 @@ def get_config() -> Config:
         latent=Latent(size=64, logvar_shift=-4.0),
         loss=Loss(kl=0.015, kl_floor=0.1, classify=0.1),
         train=Train(steps=1300, learning_rate=3e-3, beta2=0.98, weight_decay=0.1, eval_every=260, save_every=260),
-        sample=Sample(heads="joint", weight=2.0),
         decode=Decode(max_new_tokens=64),
     )

@@ -47,15 +47,18 @@ def make_optimizer(config: Config, steps: int) -> tuple[optax.GradientTransforma
     return optax.chain(optax.clip_by_global_norm(settings.clip), adamw), schedule
 
 
-def make_train_step(config: Config, graphdef, optimizer):
-    """The jitted step: (state, batch) -> (state, losses). state is donated; it is traced once a bucket shape."""
+def make_train_step(config: Config, graphdef, optimizer, shardings=None):
+    """The jitted step: (state, batch) -> (state, losses). state is donated; it is traced once a bucket shape.
+
+    shardings: the state's. Without them XLA may return a state laid out differently, and the next step compiles anew.
+    """
 
     def loss(params, micro_batch, key, cycle, total):
         out = nnx.merge(graphdef, params)(micro_batch, key, noise=cycle)
         named = losses.parts(out, micro_batch, config.loss, total)
         return losses.weighted_sum(named, config.loss, cycle), named
 
-    @partial(jax.jit, donate_argnums=0)
+    @partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
     def train_step(state, batch):
         params, step = state["params"], state["step"]
         micro_batches = batch["reply"].shape[0]
@@ -70,7 +73,7 @@ def make_train_step(config: Config, graphdef, optimizer):
         first = jax.tree.map(lambda x: x[0], (batch, keys))
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, *first))
         (gradients, named), _ = jax.lax.scan(add, zeros, (batch, keys))
-        named["gradient_norm"] = optax.global_norm(gradients)
+        named["gradient_norm"] = optax.tree.norm(gradients)
         updates, opt_state = optimizer.update(gradients, state["opt_state"], params)
         return {"params": optax.apply_updates(params, updates), "opt_state": opt_state, "step": step + 1}, named
 
@@ -273,7 +276,7 @@ def train(config: Config, workdir: str | Path) -> dict:
     )
 
     # ---- Stage 1
-    train_step = make_train_step(config, graphdef, optimizer)
+    train_step = make_train_step(config, graphdef, optimizer, shardings)
     validation_step = make_validation_step(config, graphdef)
     report = Report(workdir, config.train, start, steps)
     pending = []

@@ -1,6 +1,7 @@
 """What test_mesh.py runs in a process with eight virtual devices. By its name pytest collects it nowhere else."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,11 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from parity import assert_trees_close
 from small import CONFIG, miracle, random_batch
+from test_losses import random_step
 
 from miracle_jax import config, losses, mesh
 from miracle_jax.errors import UserError
@@ -34,43 +37,48 @@ def train(layout):
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.1, momentum=0.9))
     params = jax.tree.map(jnp.asarray, nnx.to_pure_dict(params))
     state = {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
-    step = make_train_step(ALWAYS_KL, graphdef, optimizer)
-    batches = BATCHES
+    batches, shardings = BATCHES, None
     if layout is not None:
         devices = mesh.make(layout)
-        state = jax.device_put(state, mesh.parameter_shardings(state, devices, layout))
+        shardings = mesh.parameter_shardings(state, devices, layout)
+        state = jax.device_put(state, shardings)
         batches = [mesh.put_batch(batch, devices, batch_axis=1) for batch in BATCHES]
+    step = make_train_step(ALWAYS_KL, graphdef, optimizer, shardings)
     named = []
     for batch in batches:
         state, values = step(state, batch)
         named.append(values)
-    return {"losses": named, "state": state}
+    assert step._cache_size() == 1  # compiled once: the state keeps its layout
+    return {"losses": named, "state": state}, shardings
 
 
 def test_two_steps_with_split_parameters_equal_those_of_one_device():
     """Losses and gradients: the optimizer's state is the sum of the gradients."""
-    one, many = train(None), train(config.Mesh(fsdp=4, shard_above_mb=0.001))
+    one, _ = train(None)
+    many, shardings = train(config.Mesh(fsdp=4, shard_above_mb=0.001))
     assert set(many["losses"][0]) == {"reconstruct", "kl", "classify", "gap", "gradient_norm"}
     assert all(value > 0 for value in jax.tree.leaves(many["losses"]))
     assert_trees_close(jax.device_get(many), jax.device_get(one), 1e-5)
+    assert jax.tree.map(lambda leaf: leaf.sharding, many["state"]) == shardings
     kernel = many["state"]["params"]["decoder"]["layers"]["blocks"]["mlp_in"]["kernel"]
     assert len(kernel.sharding.device_set) == 8 and kernel.sharding.spec == P(None, None, "fsdp")
 
 
-def test_losses_over_eight_shards_of_the_batch_equal_those_of_one_device():
-    """The default layout. No shard has every attribute, none has the mean number of tokens."""
+def test_losses_over_eight_shards_equal_those_of_one_device():
+    """Values and gradients in the default layout. No shard has every attribute, none the mean number of tokens."""
     devices = mesh.make(config.Mesh())
-    batch = jax.tree.map(lambda leaf: leaf[0], BATCHES[0])
+    outputs, batch = jax.tree.map(lambda leaf: leaf[0], random_step(groups=1, rows=8))
 
     @jax.jit
-    def named(model, batch):
+    @partial(jax.value_and_grad, has_aux=True)
+    def run(outputs, batch):
         total = losses.counts(jax.tree.map(lambda leaf: leaf[None], batch))
-        return losses.parts(model(batch, jax.random.key(0), 1.0), batch, CONFIG.loss, total)
+        named = losses.parts(outputs, batch, CONFIG.loss, total)
+        return losses.weighted_sum(named, CONFIG.loss, 1.0), named
 
-    model = miracle()
-    one = named(model, batch)
-    many = named(jax.device_put(model, mesh.replicated(devices)), mesh.put_batch(batch, devices, batch_axis=0))
-    assert len(many["gap"].sharding.device_set) == 8 and set(many) == {"reconstruct", "kl", "classify", "gap"}
+    one = run(outputs, batch)
+    many = run(*jax.device_put((outputs, batch), NamedSharding(devices, P(mesh.BATCH_AXES))))
+    assert all(len(leaf.sharding.device_set) == 8 for leaf in jax.tree.leaves(many))
     assert_trees_close(jax.device_get(many), jax.device_get(one), 1e-5)
 
 
