@@ -1,4 +1,14 @@
-"""Quickstart: a small CVAE on the bundled corpus, from random weights, on a laptop's CPU."""
+"""Quickstart: a small CVAE on the bundled corpus, from random weights, on a laptop's CPU.
+
+Run:     python -m miracle_jax.train --config configs/tiny.py --workdir runs/tiny
+Took:    5:30 on 2 cores of an AMD EPYC (Python 3.11, jax 0.10.2), compilation and stage 2 included; 1.6 GB of memory
+Reached: prior reconstruction 4.64 nats a token on validation; control 91.5 % with the energy, 62.5 % without it
+Longer:  --train.steps 1600 does not improve the validation score
+
+Sized for minutes: the encoder reads the last 24 tokens of a context (the question and the end of the answer before
+it), one layer deep; dropout is left out, since it doubles compile time and needs more steps than there is time for.
+With variance 1 (logvar_shift 0) the posterior collapsed: 50 % control.
+"""
 
 from miracle_jax.config import Bert, Config, Data, Decode, Gpt2, Latent, Loss, Train
 

@@ -368,7 +368,9 @@ def from_command_line(doc: str, argv: list[str] | None = None, workdir_required:
         f"{doc}\n\n--config FILE: the config that the flags below change (default: every default).\n"
         "--workdir DIR: where the run keeps everything."
     )
-    config = tyro.cli(Config, default=base, args=rest, description=description)
+    # Without flag conversion every field takes a value: --remat True, as --mesh.fsdp 4.
+    unflagged = (tyro.conf.FlagConversionOff,)
+    config = tyro.cli(Config, default=base, args=rest, description=description, config=unflagged)
     config.check()
     if workdir_required and not known.workdir:
         raise UserError(

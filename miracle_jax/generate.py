@@ -243,11 +243,9 @@ def main(argv: list[str] | None = None) -> None:
             else:
                 _print_all(model, tasks, options, weights)
         elif turns:
-            wanted = model.schema.personalities() if options.personality == "all" else [options.personality]
-            named = [
-                model.schema.describe(model.schema.parse(p)) if isinstance(p, str) else model.schema.describe(p)
-                for p in wanted
-            ]
+            named = [options.personality]
+            if options.personality == "all":
+                named = [model.schema.describe(aspects) for aspects in model.schema.personalities()]
             replies = model.replies(
                 [list(turns)] * len(named), named, weights=weights, samples=options.samples, seed=options.seed,
                 sample=options.sample, decode=options.decode,

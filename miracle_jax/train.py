@@ -257,13 +257,13 @@ def train(config: Config, workdir: str | Path) -> dict:
 
     shapes = jax.eval_shape(initial)
     shardings = mesh.parameter_shardings(shapes, devices, config.mesh)
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
     # ---- Start: 1. the newest checkpoint, 2. random weights
     manager = checkpoint.open_manager(workdir, config.train.keep)
     start = manager.latest_step() or 0
     if start:
-        expected = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-        state = checkpoint.restore(manager, start, expected)
+        state = checkpoint.restore(manager, start, abstract)
         print(f"resuming from {workdir}/checkpoints/{start}", flush=True)
     else:
         state = jax.jit(initial, out_shardings=shardings)()
@@ -318,7 +318,6 @@ def train(config: Config, workdir: str | Path) -> dict:
     began = time.perf_counter()
     best = checkpoint.best_step(manager)
     if best != steps:
-        abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
         state = checkpoint.restore(manager, best, abstract)
     params = state["params"]
     del state

@@ -221,6 +221,9 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults():
     assert settings.data.buckets == ((32, 64, 32), (48, 96, 48)) and settings.data.on_error == "skip"
     assert settings.data.train == ("attitude=a.jsonl", "style=b.jsonl")
     assert settings.encoder == dataclasses.replace(file.encoder, max_positions=96) and settings.decoder == file.decoder
+    assert parse("--remat", "True", "--loss.posterior", "False") == change(
+        change(Config(), "remat", True), "loss.posterior", False
+    )
     assert parse() == Config()
     assert from_command_line("", ["--config", str(TINY), "--workdir=runs/x"]) == (file, "runs/x")
 

@@ -20,13 +20,17 @@ from flax import nnx
 from small import random_batch
 
 import miracle_jax as mj
-from miracle_jax import checkpoint, config, dataset, losses, pipeline, train
+from miracle_jax import checkpoint, config, dataset, pipeline, train
 from miracle_jax.attributes import Attribute, Schema
 from miracle_jax.cvae import Outputs
 from miracle_jax.errors import UserError
 from miracle_jax.latent import Gaussian
 
 ONE_BUCKET = ["--data.buckets", "32", "40", "16"]
+SHORT = [
+    *ONE_BUCKET, "--train.batch-size", "16", "--train.accumulate", "2", "--train.steps", "6", "--train.eval-every", "3",
+    "--train.save-every", "6", "--train.log-every", "4",
+]  # fmt: skip
 
 
 def train_here(arguments) -> dict:
@@ -209,12 +213,23 @@ def test_a_start_that_was_cut_short_leaves_nothing_to_stumble_over(tmp_path, mon
 # ------------------------------------------------------------------------------------------------ going wrong
 
 
-def test_a_nan_stops_by_name_and_step_and_the_last_checkpoint_is_intact(corpus, tmp_path, monkeypatch):
-    cycle = losses.kl_cycle
-    monkeypatch.setattr(losses, "kl_cycle", lambda step, loss: jnp.where(step == 4, jnp.nan, cycle(step, loss)))
-    run = micro.Run(tmp_path / "run", corpus)
-    with pytest.raises(UserError, match=r"^\w+ became nan at step 5; the last checkpoint is intact. Lower --train"):
-        train_here([*run.arguments, *ONE_BUCKET, "--train.save-every", "3"])  # and logs every 7
+def test_a_nan_stops_by_name_and_step_and_the_last_checkpoint_is_intact(tiny_run, tmp_path, monkeypatch):
+    make = train.make_train_step
+
+    def poisoned(*arguments):
+        step = make(*arguments)
+
+        def take(state, batch):
+            now = int(state["step"]) + 1
+            state, named = step(state, batch)
+            return state, named | ({"kl": named["kl"] * jnp.nan} if now == 5 else {})
+
+        return take
+
+    monkeypatch.setattr(train, "make_train_step", poisoned)
+    run = micro.Run(tmp_path / "run", tiny_run.flags)
+    with pytest.raises(UserError, match=r"^kl became nan at step 5; the last checkpoint is intact. Lower --train"):
+        train_here([*run.arguments, "--train.save-every", "3"])  # and logs every 7
     assert [row["step"] for row in run.metrics()] == [3] and not (run.workdir / "model.json").exists()
     assert checkpoint.open_manager(run.workdir, keep=2).all_steps() == [3]
     state = saved(run.workdir / "checkpoints/3/state")
@@ -231,27 +246,58 @@ def test_finite_names_the_value_and_the_step():
 # ------------------------------------------------------------------------------------------------ other runs
 
 
-def test_four_attributes_of_which_one_has_three_aspects(tmp_path, steps_made):
-    """From the user's own schema and files to a reply, in two micro-batches a step."""
+@pytest.fixture(scope="module")
+def four_attributes(tmp_path_factory):
+    """A run on the user's own schema and files, in two micro-batches a step."""
+    folder = tmp_path_factory.mktemp("four")
     schema = Schema((*Schema.load().attributes, Attribute("length", ("short", "middling", "long"))))
-    schema.save(tmp_path / "schema.toml")
-    length = {"length": ("Yes.", "Yes, the {}.", "Yes, the {}, and the {} too.".replace("{} too", "rest"))}
-    flags = micro.write_corpus(tmp_path, micro.REPLIES | length)
-    run = micro.Run(tmp_path / "run", flags)
-    facts = train_here([
-        *run.arguments, *ONE_BUCKET, "--data.schema", tmp_path / "schema.toml", "--train.accumulate", 2,
-        "--train.steps", 6, "--train.eval-every", 3, "--train.save-every", 6, "--train.log-every", 4,
-    ])  # fmt: skip
+    schema.save(folder / "schema.toml")
+    length = {"length": ("Yes.", "Yes, the {}.", "Yes, the {}, and all the rest.")}
+    flags = [*micro.write_corpus(folder, micro.REPLIES | length), "--data.schema", str(folder / "schema.toml")]
+    run = micro.Run(folder / "run", flags)
+    train_here([*run.arguments, *SHORT])
+    return run, schema
+
+
+def test_four_attributes_of_which_one_has_three_aspects(four_attributes):
+    run, schema = four_attributes
+    facts = json.loads((run.workdir / "model.json").read_text())
     assert set(facts["accuracy"]["joint"]["attribute"]) == set(schema.names)
-    assert [row["step"] for row in run.metrics() if row["split"] == "train"] == [3, 4, 6]
-    assert all(row["gap"] > 0 for row in run.metrics() if row["split"] == "train")
-    assert steps_made[0]._cache_size() == 1
+    rows = [row for row in run.metrics() if row["split"] == "train"]
+    assert [row["step"] for row in rows] == [3, 4, 6] and all(row["gap"] > 0 for row in rows)
     model = mj.load(run.workdir)
     assert model.schema == schema
     reply = model.reply(["What about the river?"], "lyrical, long")
     assert reply.personality == "lyrical, long" and reply.ok and reply.energy < reply.energy_before
     assert {name: list(p) for name, p in reply.aspects.items()} == {a.name: list(a.aspects) for a in schema.attributes}
     assert all(sum(p.values()) == pytest.approx(1, abs=1e-5) for p in reply.aspects.values())
+
+
+FROZEN = """
+import sys
+sys.modules["grain"] = sys.modules["tensorflow_datasets"] = None  # as on a machine that lacks them
+from miracle_jax import train
+train.main()
+assert sys.modules["grain"] is None and sys.modules["tensorflow_datasets"] is None
+"""
+
+
+def test_frozen_data_on_eight_devices_give_the_losses_of_one(four_attributes, tmp_path):
+    """Without Grain and TFDS, in a process of its own."""
+    single, _ = four_attributes
+    frozen = str(tmp_path / "data.npz")
+    dataset.main(["freeze", frozen, "--config", micro.__file__, *single.flags, *SHORT])
+    run = micro.Run(tmp_path / "run", ["--data.frozen", frozen])
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, "-c", FROZEN, *run.arguments, *SHORT], cwd=micro.ROOT, capture_output=True, text=True,
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}, timeout=250,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "on 8 cpu device(s)" in done.stdout
+    ours, theirs = run.metrics(), single.metrics()
+    assert [row.pop("split") for row in ours] == [row.pop("split") for row in theirs]
+    assert ours == [pytest.approx(row, rel=1e-5, abs=1e-5) for row in theirs]
 
 
 def test_without_a_posterior(corpus, tmp_path):
@@ -267,31 +313,6 @@ def test_without_a_posterior(corpus, tmp_path):
     assert not {"kl", "classify"} & set(rows[0]) and not {"kl_raw", "reconstruct_posterior"} & set(rows[1])
     assert "posterior" not in saved(run.workdir / "model")["miracle"]
     assert mj.load(run.workdir).reply(["What about the lamp?"], "plain").ok
-
-
-FROZEN = """
-import sys
-sys.modules["grain"] = sys.modules["tensorflow_datasets"] = None  # as on a machine that lacks them
-from miracle_jax import train
-train.main()
-assert sys.modules["grain"] is None and sys.modules["tensorflow_datasets"] is None
-"""
-
-
-def test_frozen_data_on_eight_devices_give_the_losses_of_one(tiny_run, tmp_path):
-    """Without Grain and TFDS; the mean of each loss over an interval equals that of one device to 1e-5."""
-    frozen = str(tmp_path / "data.npz")
-    dataset.main(["freeze", frozen, "--config", micro.__file__, *tiny_run.flags])
-    run = micro.Run(tmp_path / "run", ["--data.frozen", frozen])
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    done = subprocess.run(
-        [sys.executable, "-c", FROZEN, *run.arguments], cwd=micro.ROOT, capture_output=True, text=True, timeout=250,
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "on 8 cpu device(s)" in done.stdout
-    for ours, theirs in zip(run.metrics(), tiny_run.metrics(), strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
 
 
 def test_one_seed_gives_one_start_and_another_seed_another(corpus, tmp_path):
@@ -372,7 +393,7 @@ def test_the_learning_rate_rises_for_the_warm_up_and_falls_to_zero(steps, warm):
     rates = [float(schedule(step)) for step in range(steps)]
     assert rates[:warm] == pytest.approx([2.0 * (i + 1) / warm for i in range(warm)])
     falling = rates[warm - 1 :]
-    assert np.diff(falling) == pytest.approx(-2.0 / max(steps - warm, 1))
+    assert np.diff(falling) == pytest.approx(-2.0 / max(steps - warm, 1), rel=1e-4)
     assert steps == 1 or rates[-1] == pytest.approx(0.0, abs=1e-6)
 
 
@@ -383,7 +404,7 @@ def test_clipping_is_by_the_global_norm():
     state = optimizer.init(big)
     _, state = optimizer.update(big, state, big)
     first_moment = optax.tree.get(state, "mu")
-    assert float(optax.global_norm(first_moment)) == pytest.approx(0.1, rel=1e-4)  # (1 - beta1) of a gradient of norm 1
+    assert float(optax.tree.norm(first_moment)) == pytest.approx(0.1, rel=1e-4)  # (1 - beta1) of a gradient of norm 1
 
 
 # ------------------------------------------------------------------------------------------------ stage 2
