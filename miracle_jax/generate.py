@@ -53,11 +53,11 @@ def contexts_to_answer(model: Model, options: Options) -> list[dict]:
         files = dataset.bundled("test")
     else:
         files = [dataset.source(options.data, model.schema)]
-    instances = dataset.read_files(files, model.schema, reference_required=False)
+    instances = list(enumerate(dataset.read_files(files, model.schema, reference_required=False)))
     if options.limit and options.limit < len(instances):
         instances = [instances[i * len(instances) // options.limit] for i in range(options.limit)]
     tasks = []
-    for number, instance in enumerate(instances):
+    for number, instance in instances:
         asked = len(instance.questions)
         wanted = {
             "": [instance.labels], "labelled": [instance.labels], "all": model.schema.personalities()

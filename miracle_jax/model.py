@@ -220,6 +220,8 @@ def turns(context: Context) -> tuple[list[str], list[str]]:
     """The M questions and the M - 1 replies before the one that is wanted. Raises UserError for anything else."""
     if isinstance(context, str):
         raise UserError(f"a context is a list of turns, not a text; write [{context[:40]!r}]")
+    if not isinstance(context, Mapping | Sequence):
+        raise UserError(f"a context is a list of turns or a mapping with input and output, not {context!r}")
     if isinstance(context, Mapping):
         questions, replies = context.get("input", ()), context.get("output", ())
         if isinstance(questions, str) or isinstance(replies, str):

@@ -34,3 +34,11 @@ def tiny_run(tmp_path_factory) -> micro.Run:
     assert done.returncode == 0, done.stderr
     run.output, run.errors = done.stdout, done.stderr
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_run):
+    """Its model."""
+    import miracle_jax as mj
+
+    return mj.load(tiny_run.workdir)

@@ -156,6 +156,7 @@ def test_a_full_disk_is_one_sentence_and_earlier_checkpoints_are_intact(tmp_path
     again = checkpoint.open_manager(tmp_path, keep=2)
     assert again.all_steps() == [1] and checkpoint.best_step(again) == 1
     assert checkpoint.restore(again, 1, shapes(state(0)))["step"] == 1
+    again.close()  # leftovers are removed in the background
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
 
 

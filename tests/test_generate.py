@@ -1,211 +1,180 @@
-"""The commands that talk: one context, files, a conversation, and the control accuracy."""
+"""The generate and evaluate commands on the model of tests/micro.py: a context, a file, a conversation, mistakes."""
 
+import io
+import itertools
 import json
+import shutil
+import sys
 
 import micro
 import pytest
 
-import miracle_jax as mj
 from miracle_jax import evaluate, generate
 
+ALL = [", ".join(aspects) for aspects in itertools.product(
+    ("plain", "lyrical"), ("pessimistic", "optimistic"), ("emotional", "critical")
+)]  # fmt: skip
+RIVER = "What about the river?"
 LINES = [
-    {"input": ["What about the river?"], "output": [], "id": "first"},
-    {"input": ["How are you?", "What about the lamp?"], "output": ["Well.", "A reference."], "tag": [1, 0, 1]},
-    {"input": ["What about the bread?"], "output": ["Another."], "tag": {"attitude": "optimistic"}},
-]
+    {"input": [RIVER], "output": [], "id": "a"},
+    {"input": ["How are you?", "What about\u2028the \x85 lamp?"], "output": ["Well, wéll."], "tag": ["lyrical", None, 1]},
+    {"input": ["What about the bread?"], "output": ["The bread is lost again."], "tag": [0, 0, 0], "personas": "food"},
+    {"input": ["What about the song?"], "output": ["Like rain."], "tag": {"attitude": "optimistic"}},
+    {"input": ["What about the road?"], "output": []},
+]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def loaded(tiny_run):
-    return mj.load(tiny_run.workdir)
-
-
-@pytest.fixture
-def run(tiny_run, loaded, monkeypatch, capsys):
-    """Runs the command in this process, without loading the model anew: (exit status, stdout, stderr)."""
-
-    def command(*arguments, module=generate, stdin=()):
-        monkeypatch.setattr(module, "load", lambda workdir: loaded)
-        typed = iter(stdin)
-
-        def read(prompt):
-            try:
-                return next(typed)
-            except StopIteration:
-                raise EOFError from None
-
-        monkeypatch.setattr("builtins.input", read)
-        status = 0
-        try:
-            module.main([str(tiny_run.workdir), *map(str, arguments)])
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return command
+@pytest.fixture(autouse=True)
+def loaded_once(request, monkeypatch):
+    if "tiny_model" in request.fixturenames:
+        model = request.getfixturevalue("tiny_model")
+        monkeypatch.setattr(generate, "load", lambda workdir: model)
 
 
 @pytest.fixture
-def contexts(tmp_path):
+def data(tmp_path):
     return micro.write_lines(tmp_path / "contexts.jsonl", LINES)
 
 
-def read(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def read_lines(path):
+    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
 
 
-def test_one_context_on_the_command_line(run, loaded):
-    turns = ["How are you?", "Well.", "What about the lamp?"]
-    status, out, _ = run(*turns, "--personality", "lyrical, optimistic", "--weight", "attitude=2")
-    reply = loaded.reply(turns, "lyrical, optimistic", weights={"attitude": 2.0})
-    assert status == 0 and out.startswith(reply.text + "\n")
-    assert "[lyrical, optimistic]" in out and "language style: " in out and f"{reply.steps} steps  ok" in out
-    assert f"energy {reply.energy_before:.2f} -> {reply.energy:.2f}" in out
+# ------------------------------------------------------------------------------------------------ one context
 
 
-def test_every_personality(run):
-    _, out, _ = run("What about the lamp?", "--personality", "all")
-    assert out.count("steps  ok") == 8
+def test_a_context_on_the_command_line(tiny_run, capsys):
+    generate.main([str(tiny_run.workdir), "How are you?", "Well.", RIVER, "--personality", "Lyrical, critical"])
+    reply, facts = capsys.readouterr().out.splitlines()
+    assert reply and facts.startswith("    [lyrical, critical]  language style: ")
+    assert "%  attitude: " in facts and "%  mental characteristic: " in facts
+    assert "  energy 1." in facts and " -> " in facts and facts.endswith(" steps  ok")
 
 
-def test_a_file_in_a_file_out(run, loaded, contexts, tmp_path):
-    out = tmp_path / "deep" / "replies.jsonl"
-    status, _, err = run("--data", contexts, "--out", out)
-    assert status == 0 and f"wrote 3 replies to {out}" in err
-    records = read(out)
-    assert [r["id"] for r in records] == ["first", "1", "2"]
-    assert [r["personality"] for r in records] == ["", "lyrical, pessimistic, critical", "optimistic"]
-    assert [r["reference"] for r in records] == [None, "A reference.", "Another."]
-    assert records[1]["input"] == LINES[1]["input"] and records[1]["output"] == ["Well."]
-    replies = loaded.replies(LINES, [r["personality"] for r in records])
-    assert [r["reply"] for r in records] == [reply.text for reply in replies]
-    assert {"aspects", "energy", "energy_before", "steps", "ok"} <= set(records[0])
-    assert [path.name for path in out.parent.iterdir()] == [out.name]
+def test_every_personality_and_flags_over_the_runs_settings(tiny_run, tiny_model, capsys):
+    generate.main([str(tiny_run.workdir), RIVER, "--personality", "all", "--decode.max-new-tokens", "5", "--weight",
+                   "attitude=2", "language-style=0", "--sample.fixed-steps", "9"])  # fmt: skip
+    out = capsys.readouterr().out.splitlines()
+    assert [line.strip().partition("]")[0] for line in out[1::2]] == [f"[{personality}" for personality in ALL]
+    assert all("  9 steps  ok" in line for line in out[1::2])
+    assert all(len(tiny_model.tokenizers.decoder.encode(text)) <= 5 for text in out[::2])
 
 
-def test_all_personalities_of_a_limited_file(run, contexts, tmp_path):
-    run("--data", contexts, "--out", tmp_path / "out.jsonl", "--personality", "all", "--limit", "2")
-    records = read(tmp_path / "out.jsonl")
-    assert len(records) == 16 and len({r["personality"] for r in records}) == 8
-    assert [r["id"] for r in records] == ["first"] * 8 + ["1"] * 8
+def test_a_latent_that_failed_is_marked(tiny_run, tiny_model, capsys):
+    generate.main([str(tiny_run.workdir), RIVER, "--personality", "lyrical", "--sample.max-steps", "1"])
+    assert "NOT ok: it did not arrive" in capsys.readouterr().out
+    generate.main([str(tiny_run.workdir), RIVER, "--personality", "lyrical", "--sample.fixed-steps", "2", "--weight",
+                   "language_style=3e38"])  # fmt: skip
+    assert "NOT ok: not finite" in capsys.readouterr().out
 
 
-def test_a_file_of_one_attribute(run, tmp_path):
-    data = micro.write_lines(tmp_path / "a.jsonl", [{"input": ["Hi?"], "output": ["Yes."], "tag": "pessimistic"}])
-    run("--data", f"attitude={data}", "--out", tmp_path / "out.jsonl")
-    assert read(tmp_path / "out.jsonl")[0]["personality"] == "pessimistic"
-
-
-def test_an_interrupted_file_resumes_to_the_same_and_other_settings_do_not(run, contexts, tmp_path, monkeypatch):
-    monkeypatch.setattr(generate, "CHUNK", 2)
-    command = ["--data", contexts, "--personality", "all", "--decode.temperature", "1.5", "--samples", "2"]
-    run(*command, "--out", tmp_path / "whole.jsonl")
-    whole = (tmp_path / "whole.jsonl").read_text()
-
-    answer, asked = generate.answer_all, []
-
-    def stop_after_three_chunks(model, tasks, options, weights, start=0):
-        asked.append(start)
-        for i, records in enumerate(answer(model, tasks, options, weights, start)):
-            if i == 3:
-                raise KeyboardInterrupt
-            yield records
-
-    out = tmp_path / "resumed" / "whole.jsonl"
-    monkeypatch.setattr(generate, "answer_all", stop_after_three_chunks)
-    status, _, err = run(*command, "--out", out)
-    assert status == 130 and "interrupted" in err and not out.exists()
-    [part] = out.parent.iterdir()
-    with part.open("a") as file:
-        file.write('{"id": "torn')
-
-    def go_on(model, tasks, options, weights, start=0):
-        asked.append(start)
-        yield from answer(model, tasks, options, weights, start)
-
-    monkeypatch.setattr(generate, "answer_all", go_on)
-    run(*command[:-1], "1", "--out", out.with_name("other.jsonl"))
-    _, _, err = run(*command, "--out", out)
-    assert asked == [0, 0, 6] and "resuming after 6 replies" in err
-    assert out.read_text() == whole
-    assert {path.name for path in out.parent.iterdir()} == {"whole.jsonl", "other.jsonl"}
-
-
-def test_a_conversation(run, loaded):
-    typed = [
-        "What about the river?", "/personality plain, pessimistic", "What about the lamp?", "/weight attitude 2",
-        "/samples 3", "What about the song?", "/personality optimstic", "/weight mood 1", "/samples 0", "/dance",
-        "/help", "/reset", "/personality", "What about the river?", "/quit", "never read",
-    ]  # fmt: skip
-    status, out, _ = run("--personality", "lyrical", stdin=typed)
-    assert status == 0
-    first = loaded.reply(typed[:1], "lyrical")
-    second = loaded.reply([typed[0], first.text, typed[2]], "plain, pessimistic", seed=2)
-    third = loaded.reply(
-        [typed[0], first.text, typed[2], second.text, typed[5]], "plain, pessimistic", seed=4, samples=3,
-        weights={"attitude": 2.0},
-    )  # fmt: skip
-    fresh = loaded.reply(typed[:1], None, samples=3)  # /reset forgets the turns, not the settings
-    for text in (generate.show(first), generate.show(second), generate.show(third), generate.show(fresh)):
-        assert text in out
-    assert "unknown aspect 'optimstic'; did you mean optimistic" in out and "unknown attribute 'mood'" in out
-    assert "/samples takes a number of latents, at least 1, not '0'" in out
-    assert "there is no command /dance" in out and "/weight attitude 2" in out and "never read" not in out
-
-
-def test_the_end_of_input_ends_a_conversation(run):
-    assert run(stdin=[])[0] == 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["Hi?", "--personality", "lyrcal"], "unknown aspect 'lyrcal'; did you mean lyrical?"),
-        (["Hi?", "--weight", "attitude"], "weight 'attitude' is not of the form attribute=number"),
-        (["Hi?", "--weight", "mood=1"], "unknown attribute 'mood'"),
-        (["Hi?", "Yes."], "a context to answer ends with a question"),
-        (["Hi?", "--data", "test"], "give either a context or --data, not both"),
-        (["Hi?", "--samples", "0"], "--samples must be at least 1"),
-        (["--data", "nowhere.jsonl"], "file nowhere.jsonl does not exist"),
-        (["Hi?", "--sample.rtol", "0"], "sample.rtol is 0.0; it must be above 0"),
-    ],
-)
-def test_a_mistake_is_one_sentence_and_status_2(run, arguments, sentence):
-    status, _, err = run(*arguments)
-    assert status == 2 and err.startswith("error: ") and sentence in err and "Traceback" not in err
-
-
-def test_a_bad_line_is_named_by_file_and_line(run, tmp_path):
-    path = tmp_path / "bad.jsonl"
-    path.write_text('{"input": ["Hi?"], "output": []}\n{"input": "Hi?", "output": []}\n')
-    status, _, err = run("--data", path)
-    assert status == 2 and f"{path}:2: " in err
-
-
-def test_the_run_comes_first(capsys, tmp_path):
-    for arguments, sentence in (([], "give the folder of a finished run first"), ([str(tmp_path)], "holds no run")):
+def test_help_shows_the_runs_settings(tiny_run, capsys):
+    for argv in ([str(tiny_run.workdir), "-h"], [str(tiny_run.workdir), "--help"]):
         with pytest.raises(SystemExit) as stop:
-            generate.main(arguments)
-        assert stop.value.code == 2 and sentence in capsys.readouterr().err
+            generate.main(argv)
+        text = capsys.readouterr().out
+        assert stop.value.code == 0 and "WORKDIR" in text and "--personality" in text
+        assert "--decode.max-new-tokens INT" in text and "(default: 14)" in text
 
 
-def test_control_accuracy(run, tiny_run, tmp_path):
-    tags = [[a, b, c] for a in (0, 1) for b in (0, 1) for c in (0, 1)]
-    records = [
-        {"input": [f"What about the {subject}?"], "output": [f"Like rain, the {subject} sings."], "tag": tag}
-        for tag in tags
-        for subject in micro.SUBJECTS[:2]
-    ]
-    data = micro.write_lines(tmp_path / "test.jsonl", records)
-    status, out, err = run("--data", data, "--per-personality", "1", module=evaluate)
-    assert status == 0, err
-    result = json.loads((tiny_run.workdir / "evaluation.json").read_text())
-    assert result["contexts"] == result["personalities"] == len(result["replies"]) == 8
-    assert set(result["attributes"]) == {"language_style", "attitude", "mental_characteristic"}
-    style = result["attributes"]["language_style"]
-    assert style["judge"] == 1.0 and style["gold"] == 0.5  # all references are lyrical, half of them are wanted so
-    for source in ("with_energy", "without_energy"):
-        values = [scores[source] for scores in result["attributes"].values()]
-        assert all(0 <= value <= 1 for value in values)
-        assert result["mean"][source] == pytest.approx(sum(values) / 3)
-    assert "without energy" in out and "accuracy in percent on 8 contexts, 8 personalities" in out
+# ------------------------------------------------------------------------------------------------ a file
+
+
+def test_a_file_of_contexts_becomes_a_file_of_replies(tiny_run, tiny_model, data, tmp_path, capsys):
+    out = tmp_path / "new" / "replies.jsonl"
+    generate.main([str(tiny_run.workdir), "--data", data, "--out", str(out), "--weight", "attitude=2"])
+    captured = capsys.readouterr()
+    assert captured.err == f"wrote 5 replies to {out}\n" and captured.out == ""
+    assert [path.name for path in out.parent.iterdir()] == ["replies.jsonl"]
+    records = read_lines(out)
+    assert [list(record) for record in records] == [
+        ["id", "input", "output", "reference", "personality", "reply", "aspects", "energy", "energy_before", "steps", "ok"]
+    ] * 5  # fmt: skip
+    assert [record["id"] for record in records] == ["a", "1", "2", "3", "4"]
+    assert [record["input"] for record in records] == [line["input"] for line in LINES]
+    assert [record["output"] for record in records] == [[], ["Well, wéll."], [], [], []]
+    assert [record["reference"] for record in records] == [None, None, "The bread is lost again.", "Like rain.", None]
+    personalities = ["", "lyrical, critical", "plain, pessimistic, emotional", "optimistic", ""]
+    assert [record["personality"] for record in records] == personalities
+    replies = tiny_model.replies(LINES, personalities, weights={"attitude": 2})
+    assert [record["reply"] for record in records] == [reply.text for reply in replies]
+    assert [record["energy"] for record in records] == [reply.energy for reply in replies]
+    assert [record["aspects"] for record in records] == [reply.aspects for reply in replies]
+
+
+def test_personalities_of_a_file_and_its_limit(tiny_run, tiny_model, data, tmp_path):
+    def asked(*flags):
+        out = tmp_path / "out.jsonl"
+        generate.main([str(tiny_run.workdir), "--data", data, "--out", str(out), *flags])
+        return [(record["id"], record["personality"]) for record in read_lines(out)]
+
+    assert asked("--personality", "all", "--limit", "2") == [(i, p) for i in ("a", "2") for p in ALL]
+    assert asked("--personality", "optimistic", "--limit", "9") == [(i, "optimistic") for i in ("a", "1", "2", "3", "4")]
+    assert asked("--personality", "labelled", "--limit", "1") == [("a", "")]
+
+
+def test_without_out_replies_are_printed_under_their_question(tiny_run, tiny_model, data, capsys):
+    generate.main([str(tiny_run.workdir), "--data", data, "--personality", "all", "--limit", "1"])
+    blank, question, *replies = capsys.readouterr().out.splitlines()
+    assert (blank, question) == ("", f"User: {RIVER}")
+    assert [line.split(":")[0].strip() for line in replies] == ALL
+
+
+def test_the_bundled_test_set_is_named_test(tiny_run, tiny_model, capsys):
+    generate.main([str(tiny_run.workdir), "--data", "test", "--limit", "2"])
+    out = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("User: ") for line in out) == 2 and len(out) == 6
+
+
+def test_one_attributes_file_is_named_with_it(tiny_run, tiny_model, tmp_path):
+    path = micro.write_lines(tmp_path / "data.jsonl", [LINES[0] | {"tag": "optimistic"}])
+    generate.main([str(tiny_run.workdir), "--data", f"attitude={path}", "--out", str(tmp_path / "out.jsonl")])
+    assert [record["personality"] for record in read_lines(tmp_path / "out.jsonl")] == ["optimistic"]
+
+
+def test_an_interrupted_file_resumes_to_what_an_uninterrupted_one_is(tiny_run, tiny_model, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(generate, "CHUNK", 4)
+    flags = ["--personality", "all", "--limit", "3", "--samples", "2", "--decode.temperature", "1.5"]
+
+    def write(name, *more):
+        generate.main([str(tiny_run.workdir), "--data", data, "--out", str(tmp_path / name), *flags, *more])
+        return (tmp_path / name).read_bytes()
+
+    whole = write("whole.jsonl")
+    assert len(whole.split(b"\n")) == 25 and whole != write("other.jsonl", "--seed", "1")
+
+    model, calls = tiny_model, []
+
+    class Interrupted:
+        def __getattr__(self, name):
+            return getattr(model, name)
+
+        def replies(self, contexts, *arguments, **options):
+            calls.append(len(contexts))
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return model.replies(contexts, *arguments, **options)
+
+    monkeypatch.setattr(generate, "load", lambda workdir: Interrupted())
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        write("out.jsonl")
+    assert stop.value.code == 130 and capsys.readouterr().err == "interrupted\n" and calls == [4, 4, 4]
+    assert not (tmp_path / "out.jsonl").exists()
+    (part,) = tmp_path.glob(".out.jsonl.*.part")
+    done = part.read_bytes().splitlines(keepends=True)
+    assert len(done) == 8
+    # Killed later, while it wrote the third chunk: its last line is torn, in the middle of a character.
+    torn = whole.splitlines(keepends=True)[8:12]
+    torn[3] = torn[3][: torn[3].index("é".encode()) + 1] if "é".encode() in torn[3] else torn[3][:40]
+    part.write_bytes(b"".join([*done, *torn]))
+
+    calls[:] = [0] * 3
+    with pytest.raises(AssertionError), pytest.MonkeyPatch.context() as patch:  # another seed is another file
+        patch.setattr(Interrupted, "replies", lambda *_, **__: pytest.fail("it starts anew"))
+        patch.setattr(pytest, "fail", _raise_assertion)
+        write("out.jsonl", "--seed", "1")
+    assert "resuming" not in capsys.readouterr().err
+
+    assert write("out.jsonl") == whole and calls == [0, 0, 0, 4, 4, 4, 4]
+    assert f"resuming after 8 replies\nwrote 24 replies to {tmp_path / 'out.jsonl'}\n" == capsys.readouterr().err
