@@ -16,7 +16,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from miracle_jax import config
 from miracle_jax.layers import ACTIVATIONS, Stack, attention, dense, dropout, layer_norm, split_key
 
-KeyValues = tuple[Float[Array, "L B T H K"], Float[Array, "L B T H K"]]
+Past = tuple[Float[Array, "L B T H K"], Float[Array, "L B T H K"]]  # keys and values of earlier positions
+New = tuple[Float[Array, "L B S H K"], Float[Array, "L B S H K"]]  # and of new tokens
 
 
 class Block(nnx.Module):
@@ -64,7 +65,7 @@ class Gpt2(nnx.Module):
         # One chunk more than there are layers; the last is unused. The released checkpoints have this shape.
         self.latent_proj = dense(latent_size, (shape.depth + 1) * D, std, dtype, rngs, bias=False)
 
-    def latent_key_values(self, z: Float[Array, "B Z"]) -> KeyValues:
+    def latent_key_values(self, z: Float[Array, "B Z"]) -> Past:
         """The key and the value (equal) that the latent adds to every layer, T = 1."""
         chunks = self.latent_proj(z).reshape(z.shape[0], self.shape.depth + 1, 1, self.shape.heads, -1)
         layers = jnp.moveaxis(chunks[:, :-1], 1, 0)
@@ -74,11 +75,11 @@ class Gpt2(nnx.Module):
         self,
         tokens: Int[Array, "B S"],
         z: Float[Array, "B Z"],
-        past: KeyValues,
+        past: Past,
         past_visible: Bool[Array, "..."],
         position: Int[Array, ""] | int,
         key: Key[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "B S D"], KeyValues]:
+    ) -> tuple[Float[Array, "B S D"], New]:
         """Runs S new tokens after T earlier positions, of which position 0 is the latent's.
 
         Args:

@@ -107,3 +107,10 @@ def test_bfloat16_is_for_arithmetic_only(out):
     for got_leaf, want in zip(jax.tree.leaves(got), jax.tree.leaves(out), strict=True):
         error = np.abs(got_leaf - want)[np.abs(want) < 1e20].max() / jnp.std(want[np.abs(want) < 1e20])
         assert 0 < error < 0.3
+
+
+def test_logits_of_bfloat16_arithmetic_have_the_digits_of_float32():
+    half = miracle(dataclasses.replace(CONFIG, dtype="bfloat16"))
+    half.decoder.head_bias[...] *= 0
+    logits = half.decoder.logits(jnp.ones((1, 1, 16), jnp.bfloat16) / 3)
+    assert np.mean(logits != logits.astype(jnp.bfloat16)) > 0.5

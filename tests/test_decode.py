@@ -133,6 +133,14 @@ def test_rows_with_one_latent_draw_different_replies_unless_their_number_is_the_
     assert len(np.unique(tokens, axis=0)) == 1
 
 
+def test_every_step_draws_anew(z):
+    """Where all tokens are equally likely at every step, a row is not one token over and over."""
+    uniform = jax.tree.map(jnp.zeros_like, make_decoder())
+    settings = config.Decode(min_new_tokens=12, max_new_tokens=12, temperature=1.0)
+    tokens, _ = run(uniform, z, settings)
+    assert min(len(set(row)) for row in tokens) >= 4
+
+
 def test_greedy_ignores_the_seed_and_a_small_temperature_approaches_it(decoder, z):
     want, _ = run(decoder, z)
     np.testing.assert_array_equal(run(decoder, z, key=jax.random.key(7))[0], want)
