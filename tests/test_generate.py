@@ -335,7 +335,7 @@ def evaluated(tiny_run, tiny_model, tmp_path, monkeypatch):
     return tmp_path / "run"
 
 
-def test_evaluation_judges_replies_with_and_without_the_energy(evaluated, labelled, capsys):
+def test_evaluation_judges_replies_with_and_without_the_energy(evaluated, tiny_model, labelled, capsys):
     evaluate.main([str(evaluated), "--data", labelled, "--per-personality", "1"])
     path = evaluated / "evaluation.json"
     result = json.loads(path.read_text())
@@ -352,8 +352,16 @@ def test_evaluation_judges_replies_with_and_without_the_energy(evaluated, labell
         figures = [scores[source] for scores in result["attributes"].values()]
         assert result["mean"][source] == pytest.approx(sum(figures) / 3)
     assert [reply["personality"] for reply in result["replies"]] == ALL
-    for reply in result["replies"]:
-        assert set(reply) == {"question", "personality", "gold", "with_energy", "without_energy"}
+    chosen = evaluate.choose(dataset.read_jsonl(labelled, tiny_model.schema), 1, seed=0)
+    contexts = [{"input": instance.questions, "output": instance.replies} for instance in chosen]
+    for name, texts in {
+        "question": [instance.questions[-1] for instance in chosen],
+        "gold": [instance.replies[-1] for instance in chosen],
+        "with_energy": [reply.text for reply in tiny_model.replies(contexts, ALL)],
+        "without_energy": [reply.text for reply in tiny_model.replies(contexts)],
+    }.items():
+        assert [reply[name] for reply in result["replies"]] == texts
+    assert any(reply["with_energy"] != reply["without_energy"] for reply in result["replies"])
 
 
 def test_evaluation_says_how_many_latents_failed(evaluated, labelled, capsys):
