@@ -16,7 +16,7 @@ ALL = [", ".join(aspects) for aspects in itertools.product(
 )]  # fmt: skip
 RIVER = "What about the river?"
 LINES = [
-    {"input": [RIVER], "output": [], "id": "a"},
+    {"input": [RIVER], "output": [], "id": "a\u2028b"},
     {"input": ["How are you?", "What\u2028about \x85 lamps?"], "output": ["Well, wéll."], "tag": ["lyrical", None, 1]},
     {"input": ["What about the bread?"], "output": ["The bread is lost again."], "tag": [0, 0, 0], "personas": "food"},
     {"input": ["What about the song?"], "output": ["Like rain."], "tag": {"attitude": "optimistic"}},
@@ -90,7 +90,7 @@ def test_a_file_of_contexts_becomes_a_file_of_replies(tiny_run, tiny_model, data
     asked = ["id", "input", "output", "reference", "personality"]
     told = ["reply", "aspects", "energy", "energy_before", "steps", "ok"]
     assert [list(record) for record in records] == [asked + told] * 5
-    assert [record["id"] for record in records] == ["a", "1", "2", "3", "4"]
+    assert [record["id"] for record in records] == ["a\u2028b", "1", "2", "3", "4"]
     assert [record["input"] for record in records] == [line["input"] for line in LINES]
     assert [record["output"] for record in records] == [[], ["Well, wéll."], [], [], []]
     assert [record["reference"] for record in records] == [None, None, "The bread is lost again.", "Like rain.", None]
@@ -108,11 +108,11 @@ def test_personalities_of_a_file_and_its_limit(tiny_run, tiny_model, data, tmp_p
         generate.main([str(tiny_run.workdir), "--data", data, "--out", str(out), *flags])
         return [(record["id"], record["personality"]) for record in read_lines(out)]
 
-    assert asked("--personality", "all", "--limit", "2") == [(i, p) for i in ("a", "2") for p in ALL]
+    assert asked("--personality", "all", "--limit", "2") == [(i, p) for i in ("a\u2028b", "2") for p in ALL]
     assert asked("--personality", "optimistic", "--limit", "9") == [
-        (i, "optimistic") for i in ("a", "1", "2", "3", "4")
+        (i, "optimistic") for i in ("a\u2028b", "1", "2", "3", "4")
     ]
-    assert asked("--personality", "labelled", "--limit", "1") == [("a", "")]
+    assert asked("--personality", "labelled", "--limit", "1") == [("a\u2028b", "")]
 
 
 def test_without_out_replies_are_printed_under_their_question(tiny_run, tiny_model, data, capsys):
