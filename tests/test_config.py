@@ -44,7 +44,7 @@ def batch_shapes(settings: Config, rows: int = 2) -> dict:
     return {name: jax.ShapeDtypeStruct(shape, "int32") for name, shape in shapes.items()}
 
 
-def test_the_configs_of_the_issue_are_there():
+def test_the_configs_that_the_readme_names_are_there():
     assert {"tiny", "base", "paper", "no_posterior", "no_gap", "no_classify", "no_energy"} <= {f.stem for f in FILES}
 
 
