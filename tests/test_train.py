@@ -236,6 +236,25 @@ def test_a_nan_stops_by_name_and_step_and_the_last_checkpoint_is_intact(tiny_run
     assert state["step"] == 3 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "--workdir is missing"),
+        (["--workdir", "x", "--config", "nowhere.py"], "config file nowhere.py does not exist"),
+        (["--workdir", "x", "--data.train", "mood=a.jsonl"], "unknown attribute 'mood'"),
+        (["--workdir", "x", "--data.train", "attitude=nowhere.jsonl"], "no such data file: nowhere.jsonl"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_sentence_and_status_2(monkeypatch, capsys, tmp_path, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        train.main()
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and message.startswith(f"error: {sentence}") and message.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_finite_names_the_value_and_the_step():
     assert train.finite({"kl": 1.0}, 3) == {"kl": 1.0}
     for value in (float("nan"), float("inf")):
@@ -427,13 +446,3 @@ def test_refitting_learns_what_the_latents_tell_and_leaves_unknown_labels_alone(
     assert accuracy["attribute"]["sign"] > 0.95 and accuracy["attribute"]["band"] > 0.9
     assert accuracy["mean"] == pytest.approx(np.mean(list(accuracy["attribute"].values())))
     assert set(accuracy["turn"]) == {1, 2} and accuracy["turn"][1] == accuracy["attribute"]["sign"]
-
-
-def test_stage_2_takes_the_best_checkpoint_of_a_resumed_run(tmp_path):
-    """Whichever process validated it."""
-    manager = checkpoint.open_manager(tmp_path, keep=1)
-    for step, score in ((1, 0.5), (2, 0.9)):
-        checkpoint.save(manager, step, {"step": jnp.int32(step)}, score)
-    checkpoint.finish(manager)
-    manager.close()
-    assert checkpoint.best_step(checkpoint.open_manager(tmp_path, keep=1)) == 1
