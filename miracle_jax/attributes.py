@@ -90,6 +90,8 @@ class Schema:
         """
         if isinstance(personality, str):
             personality = [item for item in personality.split(",") if item.strip()]
+        if not isinstance(personality, Mapping | Sequence | None):
+            raise UserError(f"a personality is text, a list of aspects or a mapping, not {personality!r}")
         if isinstance(personality, Mapping):
             pairs = [(self.attribute_index(a), aspect) for a, aspect in personality.items() if aspect is not None]
         else:

@@ -125,8 +125,7 @@ def _path(path) -> str:
 
 
 def _absolute(path: str | Path) -> epath.Path:
-    path = epath.Path(path)
-    return path if "://" in str(path) else path.expanduser().resolve()
+    return epath.Path(path).expanduser().resolve()
 
 
 class _disk_errors:

@@ -4,14 +4,13 @@ A config is a tree of frozen dataclasses. A config file is a Python file with a 
 command line overrides single fields (`--train.steps 500`). Nothing here imports JAX.
 """
 
-import argparse
 import dataclasses
 import difflib
 import itertools
 import json
 import operator
 import runpy
-import sys
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args, get_origin
@@ -214,8 +213,8 @@ class Config:
     mesh: Mesh = field(default_factory=Mesh)
     seed: int = 0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the encoders' and the decoder's arithmetic; parameters are always float32. auto: bfloat16 on GPU
-    and TPU, float32 on CPU."""
+    """Precision of the encoders' and the decoder's arithmetic; parameters are always float32. auto: bfloat16 on
+    TPUs and on GPUs that have it (NVIDIA from Ampere on), float32 elsewhere."""
     remat: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
 
@@ -314,7 +313,10 @@ def to_dict(config) -> dict:
 
 
 def from_dict(cls, values: dict, where: str = "config"):
-    """Builds dataclass `cls` from nested dicts and lists, as JSON gives them; unknown names raise UserError."""
+    """Builds dataclass `cls` from nested dicts and lists, as JSON gives them; unknown names and wrong types raise
+    UserError."""
+    if not isinstance(values, dict):
+        raise UserError(f"{where} is {values!r}; expected an object with fields")
     known = {f.name: f for f in dataclasses.fields(cls)}
     built = {}
     for name, value in values.items():
@@ -327,8 +329,13 @@ def from_dict(cls, values: dict, where: str = "config"):
             value = from_dict(kind, value, f"{where}.{name}")
         elif isinstance(value, list):
             value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
+        elif kind in _JSON and (not isinstance(value, _JSON[kind]) or isinstance(value, bool) and kind is not bool):
+            raise UserError(f"{where}.{name} is {value!r}; expected {kind.__name__}")
         built[name] = value
     return cls(**built)
+
+
+_JSON = {bool: bool, int: int, float: (int, float), str: str}
 
 
 def load_file(path: str | Path) -> Config:
@@ -337,43 +344,45 @@ def load_file(path: str | Path) -> Config:
     if not path.is_file():
         raise UserError(f"config file {path} does not exist; the bundled ones are in configs/")
     if path.suffix == ".json":
-        return from_dict(Config, json.loads(path.read_text()))
-    namespace = runpy.run_path(str(path))
-    if "get_config" not in namespace:
-        raise UserError(f"config file {path} defines no function get_config()")
-    return namespace["get_config"]()
+        return _from_json(path)
+    try:
+        made = runpy.run_path(str(path)).get("get_config", lambda: None)()
+    except UserError:
+        raise
+    except Exception as error:  # a user's program can raise anything
+        inside = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = getattr(error, "lineno", None) or (inside[-1] if inside else 1)
+        raise UserError(f"config file {path}:{line}: {type(error).__name__}: {error}") from None
+    if not isinstance(made, Config):
+        raise UserError(f"config file {path} defines no function get_config() that returns a Config")
+    return made
 
 
 def load_run(workdir: str | Path) -> Config:
     """The config that a run was trained with."""
-    path = Path(workdir) / "config.json"
+    path = local_folder(workdir) / "config.json"
     if not path.is_file():
         raise UserError(
-            f"{workdir} holds no run (no config.json); train one with python -m miracle_jax.train --workdir {workdir}"
+            f"{workdir} holds no run (no config.json); train one with python -m miracle_jax.train --workdir "
+            f"{workdir} --config configs/tiny.py"
         )
-    return from_dict(Config, json.loads(path.read_text())["config"])
+    return _from_json(path)
 
 
-def from_command_line(doc: str, argv: list[str] | None = None, workdir_required: bool = True):
-    """Reads `--config FILE --workdir DIR` and overrides of single fields. Returns (Config, workdir)."""
-    import tyro  # only entry points need it
+def _from_json(path: Path) -> Config:
+    """A config in JSON: alone, or as `config` beside what else a run's config.json records."""
+    try:
+        values = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+    values = values.get("config", values) if isinstance(values, dict) else values
+    return from_dict(Config, values, f"{path}: config")
 
-    argv = sys.argv[1:] if argv is None else argv
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--config", default="")
-    first.add_argument("--workdir", default="")
-    known, rest = first.parse_known_args(argv)
-    base = load_file(known.config) if known.config else Config()
-    description = (
-        f"{doc}\n\n--config FILE: the config that the flags below change (default: every default).\n"
-        "--workdir DIR: where the run keeps everything."
-    )
-    # Without flag conversion every field takes a value: --remat True, as --mesh.fsdp 4.
-    unflagged = (tyro.conf.FlagConversionOff,)
-    config = tyro.cli(Config, default=base, args=rest, description=description, config=unflagged)
-    config.check()
-    if workdir_required and not known.workdir:
+
+def local_folder(workdir: str | Path) -> Path:
+    """A run's folder. Raises UserError for a remote one."""
+    if "://" in str(workdir):
         raise UserError(
-            "--workdir is missing; it names the folder that holds the run, for instance --workdir runs/tiny"
+            f"{workdir} is not a local folder; a run is kept on a local disk, only data.cache may be remote"
         )
-    return config, known.workdir
+    return Path(workdir).expanduser()

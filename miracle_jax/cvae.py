@@ -29,16 +29,23 @@ class Outputs(NamedTuple):
 
 def compute_dtype(config: Config):
     """The precision that `config.dtype` stands for on this machine's default device."""
-    if config.dtype == "auto":
-        return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    return jnp.dtype(config.dtype)
+    if config.dtype != "auto":
+        return jnp.dtype(config.dtype)
+    return jnp.bfloat16 if has_bfloat16(jax.devices()[0]) else jnp.float32
+
+
+def has_bfloat16(device) -> bool:
+    """Whether a device multiplies bfloat16 in hardware: TPUs, and GPUs except NVIDIA's before Ampere (8.0)."""
+    if device.platform == "cpu":
+        return False
+    try:
+        return float(getattr(device, "compute_capability", "")) >= 8.0
+    except ValueError:  # not NVIDIA's: "gfx90a", or none
+        return True
 
 
 class Miracle(nnx.Module):
-    """Prior encoder, posterior encoder, decoder and two sets of attribute heads.
-
-    `heads` are trained with the CVAE (stage 1); `refit_heads` on the frozen prior's means (stage 2, appendix C.2).
-    """
+    """Prior encoder, posterior encoder, decoder and attribute heads."""
 
     def __init__(self, config: Config, sizes: tuple[int, ...], rngs: nnx.Rngs):
         """sizes: number of aspects of each attribute."""
@@ -48,28 +55,26 @@ class Miracle(nnx.Module):
             self.posterior = GaussianEncoder(config.encoder, config.latent, dtype, config.remat, rngs)
         self.decoder = Gpt2(config.decoder, config.latent.size, dtype, config.remat, rngs)
         self.heads = Heads(config.latent, sizes, rngs)
-        self.refit_heads = Heads(config.latent, sizes, rngs)
 
     def __call__(
         self,
         batch: dict[str, Array],
         key: Key[Array, ""] | None = None,
         noise: Float[Array, ""] | float = 0.0,
-        from_prior: bool = False,
     ) -> Outputs:
-        """Encodes contexts and replies, picks z, and scores the replies.
+        """Encodes contexts and replies, takes z from the posterior (or the prior where there is none), and scores the
+        replies.
 
         Args:
           batch: context (B, Sc), context_length (B,), joint (B, Sj), joint_length (B,), reply (B, Sr); see pipeline.py.
           key: for dropout and for the draw of z; None means neither (z is the mean).
           noise: scale of the draw's noise: 1 for a draw, 0 for the mean.
-          from_prior: z comes from the prior. Always so in a model without a posterior.
         """
         prior_key, posterior_key, z_key, decoder_key = split_key(key, 4)
         prior = self.prior(batch["context"], batch["context_length"], prior_key)
         posterior = None
         if hasattr(self, "posterior"):
             posterior = self.posterior(batch["joint"], batch["joint_length"], posterior_key)
-        source = prior if from_prior or posterior is None else posterior
+        source = prior if posterior is None else posterior
         z = source.mean if z_key is None else source.sample(z_key, noise)
         return Outputs(prior, posterior, z, self.decoder(batch["reply"], z, decoder_key), self.heads(z))

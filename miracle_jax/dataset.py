@@ -7,6 +7,7 @@ The first shows what is in a dataset and what the model will see of it; the seco
 training needs neither TFDS nor Grain.
 """
 
+import dataclasses
 import difflib
 import json
 import logging
@@ -41,19 +42,21 @@ class Instance:
     id: str = ""
 
 
-def sources(data: config.Data) -> tuple[list[Source], list[Source], Schema]:
+def sources(data: config.Data, schema: Schema | None = None) -> tuple[list[Source], list[Source], Schema]:
     """Training files, validation files and schema that a config names. No validation files is an empty list.
 
+    schema: a run's, in place of what data.schema says.
     Raises UserError for an attribute outside the schema and for files that do not exist.
     """
-    schema = Schema.load(data.schema)
+    schema = schema or Schema.load(data.schema)
     train = [source(item, schema) for item in data.train]
     validation = [source(item, schema) for item in data.validation]
     if not train:
         if schema != Schema.load():
+            named = f"data.schema {data.schema}" if data.schema else "the run's schema"
             raise UserError(
-                f"data.schema {data.schema} differs from the schema of the bundled corpus; name your own files, "
-                f"for instance --data.train {schema.names[0]}=FILE.jsonl"
+                f"{named} differs from the schema of the bundled corpus; name your own files, for instance "
+                f"--data.train {schema.names[0]}=FILE.jsonl"
             )
         train = bundled("train")
         validation = validation or bundled("validation")
@@ -72,34 +75,57 @@ def bundled(split: str) -> list[Source]:
 
 def source(item: str, schema: Schema) -> Source:
     """`attribute=path`, or a path alone."""
-    name, equals, path = item.partition("=")
-    if not equals or "/" in name:  # an equals sign further on belongs to the path
-        name, path = None, item
-    else:
+    name, path = _split(item)
+    if name is not None:
         name = schema.names[schema.attribute_index(name)]
     return name, path if storage.is_remote(path) else str(Path(path).expanduser())
 
 
-def read_jsonl(
-    path: str | Path,
-    schema: Schema,
-    attribute: str | None = None,
-    on_error: str = "stop",
-    reference_required: bool = True,
-) -> list[Instance]:
-    """The instances of one file. See `read_files`."""
-    return read_files([(attribute, str(path))], schema, on_error, reference_required)
+def _split(item: str) -> Source:
+    name, equals, path = item.partition("=")
+    if not equals or "/" in name:  # an equals sign further on belongs to the path
+        return None, item
+    return name, path
+
+
+def labelled_source(item: str, schema: Schema) -> list[Source]:
+    """`test`, the bundled test set, or a file as `source` reads it. Raises UserError where `test` has other labels."""
+    if item != "test":
+        return [source(item, schema)]
+    if schema != Schema.load():
+        raise UserError(
+            f"the bundled test set is labelled for {', '.join(Schema.load().names)}, this run for "
+            f"{', '.join(schema.names)}; name a file of your own with --data"
+        )
+    return bundled("test")
+
+
+def absolute(data: config.Data) -> config.Data:
+    """The same files by absolute paths, by which a run finds them from any folder."""
+
+    def path(text):
+        return text if not text or storage.is_remote(text) else str(Path(text).expanduser().absolute())
+
+    def item(text):
+        name, file = _split(text)
+        return path(file) if name is None else f"{name}={path(file)}"
+
+    return dataclasses.replace(
+        data, train=tuple(map(item, data.train)), validation=tuple(map(item, data.validation)),
+        schema=path(data.schema), frozen=path(data.frozen),
+    )  # fmt: skip
 
 
 def read_files(
-    files: Sequence[Source], schema: Schema, on_error: str = "stop", reference_required: bool = True
+    files: Sequence[Source], schema: Schema, on_error: str = "", reference_required: bool = True
 ) -> list[Instance]:
     """The instances of all files, in order.
 
     Args:
       files: with an attribute, every line's `tag` is an aspect id or name of it. Without, `tag` is a list in schema
         order (null: unknown) or a mapping from attribute to aspect.
-      on_error: "stop" raises UserError with all problems of all files; "skip" drops malformed lines and logs how many.
+      on_error: the value of data.on_error. "stop" raises UserError with all problems of all files; "skip" drops
+        malformed lines and logs how many. Empty: as "stop", where there is no such flag to name.
       reference_required: False admits contexts to answer: one reply fewer than questions, and no `tag`.
     """
     contents = [(attribute, path, storage.read(path)) for attribute, path in files]
@@ -109,7 +135,7 @@ def read_files(
 def read_bytes(
     files: Sequence[tuple[str | None, str | Path, bytes]],
     schema: Schema,
-    on_error: str = "stop",
+    on_error: str = "",
     reference_required: bool = True,
 ) -> tuple[list[Instance], int]:
     """`read_files` of (attribute, path, content). Returns the instances and the number of lines dropped."""
@@ -127,11 +153,10 @@ def read_bytes(
     names = ", ".join(str(path) for _, path, _ in files)
     if problems:
         listed = "\n".join(problems[:SHOWN] + ["..."] * (len(problems) > SHOWN))
-        if on_error == "stop":
-            raise UserError(
-                f"{_count(len(problems), 'problem')} in {_count(dropped, 'line')} of the data; mend them, or drop the "
-                f"lines with --data.on-error skip:\n{listed}"
-            )
+        if on_error != "skip":
+            found = f"{_count(len(problems), 'problem')} in {_count(dropped, 'line')} of the data"
+            remedy = "mend them, or drop the lines with --data.on-error skip" if on_error else "mend them"
+            raise UserError(f"{found}; {remedy}:\n{listed}")
         logging.getLogger(__name__).warning("%s dropped:\n%s", _count(dropped, "malformed line"), listed)
     if not instances:
         raise UserError(f"no instances in {names}; expected one JSON object a line")
@@ -195,8 +220,8 @@ def _turns(record: dict, key: str, problems: list[str]) -> tuple[str, ...] | Non
             problems.append(f"turn {i} of {key!r} is {_kind(turn)}; expected text")
         elif not turn.strip():
             problems.append(f"turn {i} of {key!r} is empty; expected text")
-        else:
-            _check_unicode(turn, f"turn {i} of {key!r}", problems)
+        elif not is_unicode(turn):
+            problems.append(f"turn {i} of {key!r} has {NOT_UNICODE}")
     return tuple(turns) if key in record else None
 
 
@@ -210,13 +235,17 @@ def _text(record: dict, key: str, problems: list[str]) -> str:
     if not isinstance(value, str | None):
         problems.append(f"{key!r} is {_kind(value)}; expected text")
         return ""
-    _check_unicode(value or "", repr(key), problems)
+    if not is_unicode(value or ""):
+        problems.append(f"{key!r} has {NOT_UNICODE}")
     return value or ""
 
 
-def _check_unicode(text: str, where: str, problems: list[str]) -> None:
-    if any("\ud800" <= char <= "\udfff" for char in text):
-        problems.append(f"{where} has half of a surrogate pair (\\ud800 to \\udfff); expected whole characters")
+NOT_UNICODE = "half of a surrogate pair (\\ud800 to \\udfff); expected whole characters"
+
+
+def is_unicode(text: str) -> bool:
+    """False for text with a lone surrogate: JSON's \\ud800, or bytes of a terminal that are not UTF-8."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _labels(tag, schema: Schema, attribute: int | None, problems: list[str]) -> tuple[int, ...]:
@@ -257,6 +286,7 @@ def _labels(tag, schema: Schema, attribute: int | None, problems: list[str]) -> 
 
 def main(argv: list[str] | None = None) -> None:
     from miracle_jax import examples, overview, pipeline  # they import this module
+    from miracle_jax.command_line import read_config
 
     argv = sys.argv[1:] if argv is None else argv
     with one_sentence():
@@ -268,7 +298,7 @@ def main(argv: list[str] | None = None) -> None:
             if not rest or rest[0].startswith("-"):
                 raise UserError("freeze needs a file to write first: python -m miracle_jax.dataset freeze OUT.npz ...")
             out, *rest = rest
-        settings, _ = config.from_command_line(__doc__, rest, workdir_required=False)
+        settings, _ = read_config("python -m miracle_jax.dataset", __doc__, rest)
         if settings.data.frozen:
             raise UserError(f"data.frozen {settings.data.frozen} holds tokens, not dialogues; leave it out here")
         if command == "freeze":

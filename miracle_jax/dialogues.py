@@ -21,7 +21,7 @@ SPLIT = "instances"
 
 
 class Dialogues:
-    """A built dataset: `dialogues[i]` is an Instance, read from ArrayRecord files."""
+    """A built dataset: instances that are read from ArrayRecord files when they are asked for."""
 
     def __init__(self, folder: Path):
         import tensorflow_datasets as tfds  # slow to import
@@ -33,11 +33,8 @@ class Dialogues:
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, i: int) -> Instance:
-        return self.read([i])[0]
-
     def read(self, indices: Sequence[int]) -> list[Instance]:
-        """Several at once, which is faster."""
+        """The instances of these numbers."""
         return [
             Instance(
                 questions=tuple(turn.decode() for turn in record["questions"]),

@@ -1,6 +1,7 @@
 """A user's mistake is one sentence, not a traceback."""
 
 import contextlib
+import logging
 import sys
 import warnings
 
@@ -13,17 +14,32 @@ class UserError(Exception):
 def one_sentence():
     """For entry points: prints a UserError as `error: ...` and exits with status 2; Ctrl-C exits with 130.
 
-    Warnings become `warning: ...`, without the place in our code that the default format shows.
+    What the package warns of becomes `warning: ...`, without the place in our code that the default formats show.
     """
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    with _plain_log():
+        try:
+            yield
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except OSError as error:  # a full disk, a folder without permission
+            print(f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            raise SystemExit(130) from None
+
+
+@contextlib.contextmanager
+def _plain_log():
+    """The package's log on stderr, past the handlers that other packages put on the root logger."""
+    log, handler = logging.getLogger("miracle_jax"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("warning: %(message)s"))
+    log.addHandler(handler)
+    log.propagate = False
     try:
         yield
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except OSError as error:  # a full disk, a folder without permission
-        print(f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+    finally:
+        log.removeHandler(handler)
+        log.propagate = True

@@ -10,7 +10,6 @@ its judge.
 
 import dataclasses
 import json
-import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 
 from miracle_jax import config, dataset, storage
 from miracle_jax.attributes import Schema
+from miracle_jax.command_line import read_options
 from miracle_jax.errors import UserError, one_sentence
 from miracle_jax.model import Model, load
 
@@ -29,6 +29,10 @@ class Options:
 
     data: str = "test"
     """JSONL file whose `tag` labels every attribute, with references. `test` is the bundled test set."""
+    train: tuple[str, ...] = ()
+    """What the judge learns from, `attribute=path.jsonl` each. Empty: the run's training files."""
+    validation: tuple[str, ...] = ()
+    """What the judge's own accuracy is measured on, written as `train`. Empty: the run's validation files."""
     per_personality: int = 20
     """Contexts of each personality, drawn from the file with `seed`."""
     seed: int = 0
@@ -58,6 +62,21 @@ def answers(instances: list, attribute: int) -> tuple[list[str], list[int]]:
     return [i.replies[-1] for i in labelled], [i.labels[attribute] for i in labelled]
 
 
+def judged_by(data: config.Data, options: Options, schema: Schema) -> tuple[list, list]:
+    """The instances that judges learn from and those that they are measured on."""
+    if data.frozen and not (options.train and options.validation):
+        raise UserError(
+            f"this run learned from tokens ({data.frozen}), but the judge learns from text; name its files with "
+            f"--train {schema.names[0]}=FILE.jsonl ... --validation {schema.names[0]}=FILE.jsonl ..."
+        )
+    train, validation = options.train or data.train, options.validation or data.validation
+    named = dataclasses.replace(data, train=train, validation=validation)
+    train_files, validation_files, _ = dataset.sources(named, schema)
+    if not validation_files:
+        raise UserError("--train is given but --validation is not; name the files that the judge is measured on")
+    return tuple(dataset.read_files(files, schema, data.on_error) for files in (train_files, validation_files))
+
+
 def choose(instances: list, per_personality: int, seed: int) -> list:
     """At most `per_personality` instances of every fully labelled personality, drawn with `seed`."""
     groups: dict[tuple[int, ...], list] = {}
@@ -77,12 +96,8 @@ def choose(instances: list, per_personality: int, seed: int) -> list:
 def evaluate(model: Model, options: Options) -> dict:
     """Scores the model: {"attributes": {name: {"judge", "gold", "with_energy", "without_energy"}}, "mean": ..., ...},
     accuracies as shares."""
-    train_files, validation_files, _ = dataset.sources(model.config.data)
-    files = dataset.bundled("test") if options.data == "test" else [(None, options.data)]
-    train, validation = (
-        dataset.read_files(f, model.schema, model.config.data.on_error) for f in (train_files, validation_files)
-    )
-    test = dataset.read_files(files, model.schema)
+    train, validation = judged_by(model.config.data, options, model.schema)
+    test = dataset.read_files(dataset.labelled_source(options.data, model.schema), model.schema)
     chosen = choose(test, options.per_personality, options.seed)
     contexts = [{"input": i.questions, "output": i.replies} for i in chosen]
     wanted = np.array([i.labels for i in chosen])
@@ -131,21 +146,11 @@ def table(result: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    import tyro
-
-    argv = sys.argv[1:] if argv is None else argv
     with one_sentence():
-        workdir = argv[0] if argv and not argv[0].startswith("-") else ""
-        if not workdir and not {"-h", "--help"} & set(argv):
-            raise UserError(
-                "give the folder of a finished run first, for instance python -m miracle_jax.evaluate runs/tiny"
-            )
-        run = config.load_run(workdir) if workdir else config.Config()
-        options = tyro.cli(
-            Options, default=Options(sample=run.sample, decode=run.decode), args=argv[1:] if workdir else argv,
-            prog="python -m miracle_jax.evaluate WORKDIR", description=__doc__,
+        workdir, _, options = read_options(
+            "python -m miracle_jax.evaluate", __doc__, "",
+            lambda run: Options(sample=run.sample, decode=run.decode), argv,
         )  # fmt: skip
-        dataclasses.replace(run, sample=options.sample, decode=options.decode).check()
         if options.per_personality < 1:
             raise UserError("--per-personality must be at least 1")
         result = evaluate(load(workdir), options)

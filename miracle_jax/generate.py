@@ -1,13 +1,16 @@
 """Answers with a chosen personality: one context, a whole file, or a conversation in the terminal.
 
-python -m miracle_jax.generate runs/tiny "How was your day?" --personality "lyrical, optimistic"
-python -m miracle_jax.generate runs/tiny --data contexts.jsonl --out replies.jsonl --personality all
-python -m miracle_jax.generate runs/tiny
+    python -m miracle_jax.generate runs/tiny "How was your day?" --personality "lyrical, optimistic"
+    python -m miracle_jax.generate runs/tiny --data contexts.jsonl --out replies.jsonl --personality all
+    python -m miracle_jax.generate runs/tiny
+
+The last is a conversation; /help in it lists its commands.
 """
 
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import os
 import sys
@@ -17,8 +20,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from miracle_jax import config, dataset, storage
+from miracle_jax.command_line import read_options
 from miracle_jax.errors import UserError, one_sentence
 from miracle_jax.model import Model, Reply, load
+
+log = logging.getLogger(__name__)
 
 CHUNK = 256  # contexts between two lines of progress; also the unit in which an interrupted run resumes
 
@@ -31,16 +37,17 @@ class Options:
     """Aspects by name ("lyrical, critical"; those left out are not controlled), `all` for every combination, or
     `labelled` for what each line of --data is labelled with. Empty: `labelled` with --data, else none."""
     weight: tuple[str, ...] = ()
-    """Energy weight of attributes, `attitude=2` each."""
+    """Energy weight of attributes, `attitude=2` each; others have sample.weight."""
     samples: int = 1
     """Latents drawn a context; the one of lowest energy is kept."""
     seed: int = 0
+    """Of the draws: latents with `samples` or sample.start draw, text with decode.temperature."""
     data: str = ""
     """JSONL file of contexts: `input` (M questions), `output` (M - 1 replies, or M: the last is the reference),
     optional `tag`, `personas`, `id`; `attribute=FILE` where `tag` is an aspect of that attribute. `test` is the bundled
     test set."""
     out: str = ""
-    """JSONL file for the replies. Empty: they are printed."""
+    """JSONL file for the replies; one that exists is replaced. Empty: they are printed."""
     limit: int = 0
     """Answer this many contexts, spread evenly over the file. 0: all."""
     sample: config.Sample = field(default_factory=config.Sample)
@@ -49,11 +56,11 @@ class Options:
 
 def contexts_to_answer(model: Model, options: Options) -> list[dict]:
     """One task a reply: {"id", "input", "output", "reference", "personality"} in the order of the file."""
-    if options.data == "test":
-        files = dataset.bundled("test")
-    else:
-        files = [dataset.source(options.data, model.schema)]
+    files = dataset.labelled_source(options.data, model.schema)
     instances = list(enumerate(dataset.read_files(files, model.schema, reference_required=False)))
+    unlabelled = sum(max(instance.labels) < 0 for _, instance in instances)
+    if unlabelled and options.personality == "labelled":
+        log.warning("%d of %d contexts have no `tag`; their replies are not controlled", unlabelled, len(instances))
     if options.limit and options.limit < len(instances):
         instances = [instances[i * len(instances) // options.limit] for i in range(options.limit)]
     tasks = []
@@ -83,7 +90,7 @@ def answer_all(model: Model, tasks: list[dict], options: Options, weights: dict[
             chunk = tasks[first : first + CHUNK]
             replies = model.replies(
                 chunk, [task["personality"] for task in chunk], weights=weights, samples=options.samples,
-                seed=options.seed + first, sample=options.sample, decode=options.decode,
+                seed=options.seed, first=first, sample=options.sample, decode=options.decode,
             )  # fmt: skip
             yield [record(task, reply) for task, reply in zip(chunk, replies, strict=True)]
             bar.update(len(chunk))
@@ -99,7 +106,10 @@ def write_file(model: Model, tasks: list[dict], options: Options, weights: dict[
     """Writes options.out. It appears when it is complete; until then a part file beside it, which the same command
     resumes, holds what is done."""
     out = Path(options.out)
-    asked = json.dumps([tasks, dataclasses.asdict(options), weights, str(model.config)], sort_keys=True)
+    asked = json.dumps(
+        [tasks, dataclasses.asdict(options), weights, str(model.config), model.default_heads, model.fingerprint()],
+        sort_keys=True,
+    )
     part = out.with_name(f".{out.name}.{hashlib.sha256(asked.encode()).hexdigest()[:16]}.part")
     out.parent.mkdir(parents=True, exist_ok=True)
     done = part.read_bytes().splitlines(keepends=True) if part.exists() else []
@@ -144,6 +154,9 @@ def converse(model: Model, options: Options, weights: dict[str, float]) -> None:
         except EOFError:
             print()
             return
+        except UnicodeDecodeError:
+            print("this line is not UTF-8; write it again, or set the terminal to UTF-8")
+            continue
         command, _, rest = line.partition(" ")
         rest = rest.strip()
         try:
@@ -163,6 +176,7 @@ def converse(model: Model, options: Options, weights: dict[str, float]) -> None:
                 if not rest.isdigit() or int(rest) < 1:
                     raise UserError(f"/samples takes a number of latents, at least 1, not {rest!r}")
                 samples = int(rest)
+                print(f"samples: {samples}")
             elif command == "/reset":
                 turns = []
                 print("the conversation starts anew")
@@ -170,8 +184,8 @@ def converse(model: Model, options: Options, weights: dict[str, float]) -> None:
                 raise UserError(f"there is no command {command}; /help lists them")
             else:
                 reply = model.reply(
-                    [*turns, line], personality, weights=weights, samples=samples, seed=options.seed + len(turns),
-                    sample=options.sample, decode=options.decode,
+                    [*turns, line], personality, weights=weights, samples=samples, seed=options.seed,
+                    first=len(turns) // 2, sample=options.sample, decode=options.decode,
                 )  # fmt: skip
                 # A reply without a word cannot be part of a context.
                 turns = [*turns, line, reply.text] if reply.text else turns
@@ -210,30 +224,26 @@ def parse_weights(items, model: Model) -> dict[str, float]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    import tyro
-
-    argv = sys.argv[1:] if argv is None else argv
     with one_sentence():
-        # The run comes first: its settings are the defaults that --help shows and the flags change.
-        workdir = argv[0] if argv and not argv[0].startswith("-") else ""
-        if not workdir and not {"-h", "--help"} & set(argv):
-            raise UserError(
-                "give the folder of a finished run first, for instance python -m miracle_jax.generate runs/tiny"
-            )
-        run = config.load_run(workdir) if workdir else config.Config()
-        default = Options(sample=run.sample, decode=run.decode)
-        turns = tuple(arg for arg in _leading_words(argv[1:]))
-        options = tyro.cli(
-            Options, default=default, args=argv[1 + len(turns) :] if workdir else argv,
-            prog="python -m miracle_jax.generate WORKDIR [QUESTION [REPLY QUESTION ...]]", description=__doc__,
+        workdir, turns, options = read_options(
+            "python -m miracle_jax.generate", __doc__, "[QUESTION [REPLY QUESTION ...]]",
+            lambda run: Options(sample=run.sample, decode=run.decode), argv,
         )  # fmt: skip
-        dataclasses.replace(run, sample=options.sample, decode=options.decode).check()
         if options.samples < 1 or options.limit < 0:
             raise UserError("--samples must be at least 1 and --limit at least 0")
         if options.data and turns:
             raise UserError("give either a context or --data, not both")
-        if options.out and not options.data:
-            raise UserError("--out is where the replies to --data go; name a file of contexts with --data")
+        if not options.data:
+            if options.out:
+                raise UserError("--out is where the replies to --data go; name a file of contexts with --data")
+            if options.limit:
+                raise UserError("--limit is how many contexts of --data are answered; name a file of contexts with it")
+            if options.personality == "labelled":
+                raise UserError("--personality labelled takes the labels of --data; without it name aspects")
+        if options.personality == "all" and not (options.data or turns):
+            raise UserError(
+                "--personality all answers a context or --data; a conversation has one personality at a time"
+            )
         model = load(workdir)
         weights = parse_weights(options.weight, model)
         if options.data:
@@ -247,19 +257,12 @@ def main(argv: list[str] | None = None) -> None:
             if options.personality == "all":
                 named = [model.schema.describe(aspects) for aspects in model.schema.personalities()]
             replies = model.replies(
-                [list(turns)] * len(named), named, weights=weights, samples=options.samples, seed=options.seed,
+                [turns] * len(named), named, weights=weights, samples=options.samples, seed=options.seed,
                 sample=options.sample, decode=options.decode,
             )  # fmt: skip
             print("\n".join(map(show, replies)))
         else:
             converse(model, options, weights)
-
-
-def _leading_words(argv: list[str]):
-    for arg in argv:
-        if arg.startswith("--") or arg == "-h":
-            return
-        yield arg
 
 
 def _print_all(model: Model, tasks: list[dict], options: Options, weights: dict[str, float]) -> None:

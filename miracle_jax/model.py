@@ -9,9 +9,12 @@ Path of a batch: contexts -> prior encoder -> z(T) -> ODE down the energy -> z(0
 """
 
 import dataclasses
+import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +23,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from miracle_jax import checkpoint, config, decode
-from miracle_jax.attributes import Schema
+from miracle_jax import checkpoint, config, dataset, decode
+from miracle_jax.attributes import Personality, Schema
 from miracle_jax.cvae import Miracle
 from miracle_jax.energy import aspect_probabilities
 from miracle_jax.errors import UserError
-from miracle_jax.latent import Heads
+from miracle_jax.latent import Gaussian, Heads
 from miracle_jax.sampler import SampleResult, in_pieces, sample
 from miracle_jax.tokenizers import Tokenizers
 
 log = logging.getLogger(__name__)
 
 Context = Sequence[str] | Mapping[str, Any]
-Personality = str | Mapping[str, str] | Sequence[str] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Reply:
 
 def load(workdir: str | Path) -> "Model":
     """Loads a finished run, for instance `runs/tiny`. Raises UserError when it holds none."""
-    workdir = Path(workdir)
+    workdir = config.local_folder(workdir)
     run = config.load_run(workdir)
     if not (workdir / "model.json").is_file():
         raise UserError(f"{workdir} is not finished (no model.json); run its python -m miracle_jax.train command again")
@@ -107,6 +109,7 @@ class Model:
         weights: Mapping[str, float] | None = None,
         samples: int = 1,
         seed: int = 0,
+        first: int = 0,
         sample: config.Sample | None = None,
         decode: config.Decode | None = None,
     ) -> list[Reply]:
@@ -120,21 +123,27 @@ class Model:
           weights: energy weight of attributes, by name; others have `sample.weight`.
           samples: latents a context; from several, drawn from the prior, the one of lowest energy is kept.
           seed: of draws from the prior and of sampled text.
+          first: number of the first context, where these are a part of more: what is drawn for a context depends on the
+            seed and its number alone.
           sample, decode: settings in place of the run's.
         """
-        if samples < 1:
-            raise UserError(f"samples is {samples}; a context needs at least one latent")
+        for name, value, least in (("samples", samples, 1), ("seed", seed, -(2**63)), ("first", first, 0)):
+            if not isinstance(value, int | np.integer) or not least <= value < 2**63:
+                raise UserError(f"{name} is {value!r}; expected a whole number, at least {least}")
+        sample, decode = sample or self.config.sample, decode or self.config.decode
+        dataclasses.replace(self.config, sample=sample, decode=decode).check()
         if not contexts:
             return []
-        if personalities is None or isinstance(personalities, str | Mapping):
+        if not isinstance(personalities, Sequence) or isinstance(personalities, str):
             personalities = [personalities] * len(contexts)
         if len(personalities) != len(contexts):
             raise UserError(
                 f"there are {len(contexts)} contexts but {len(personalities)} personalities; give one for each"
             )
         aspects = np.array([self.schema.parse(personality) for personality in personalities], np.int32)
-        moved, probabilities = self.latents(contexts, aspects, weights, samples, seed, sample or self.config.sample)
-        texts = self.decode(moved.z, seed, decode or self.config.decode)
+        prior = self.prior(contexts, decode.batch_size)
+        moved, probabilities = self.move(prior, aspects, weights, samples, seed, first, sample)
+        texts = self.decode(moved.z, seed, first, decode)
         return [
             Reply(
                 text=text,
@@ -151,30 +160,46 @@ class Model:
             for i, text in enumerate(texts)
         ]
 
-    def latents(
+    def prior(self, contexts: Sequence[Context], batch_size: int) -> Gaussian:
+        """The prior of every context, (B, Z) NumPy arrays, from at most `batch_size` rows in one compiled call. Each is
+        encoded at the length of the shortest bucket that holds it."""
+        widths = [bucket[0] for bucket in self.config.data.buckets]
+        pad = self.tokenizers.encoder.pad_id
+        rows = [self.tokenizers.encoder.context(*turns(context), widths[-1]) for context in contexts]
+        length = np.array([len(row) for row in rows], np.int32)
+        width_of = np.array(widths)[np.searchsorted(widths, length)]
+        found = Gaussian(*(np.empty((len(rows), self.config.latent.size), np.float32) for _ in Gaussian._fields))
+        for width in np.unique(width_of):
+            chosen = np.flatnonzero(width_of == width)
+            tokens = np.array([rows[i] + [pad] * (width - len(rows[i])) for i in chosen], np.int32)
+            part = in_pieces(partial(self._encode, self.miracle.prior), (tokens, length[chosen]), batch_size)
+            for column, values in zip(found, part, strict=True):
+                column[chosen] = values
+        return found
+
+    def move(
         self,
-        contexts: Sequence[Context],
+        prior: Gaussian,
         aspects: np.ndarray,
         weights: Mapping[str, float] | None,
         samples: int,
         seed: int,
+        first: int,
         settings: config.Sample,
     ) -> tuple[SampleResult, np.ndarray]:
         """One latent a context, moved to its aspects (B, A); and what the heads read in it, (B, A, N)."""
         heads = self._heads(settings)
         lambdas = np.full(len(self.schema.names), settings.weight, np.float32)
         for name, weight in (weights or {}).items():
-            if not 0 <= weight < float("inf"):
-                raise UserError(f"the weight of {name} is {weight}; a weight is a finite number, at least 0")
+            if not isinstance(weight, Real) or not 0 <= weight < float("inf"):
+                raise UserError(f"the weight of {name} is {weight!r}; a weight is a finite number, at least 0")
             lambdas[self.schema.attribute_index(name)] = weight
-        prior = in_pieces(
-            lambda *rows: self._encode(self.miracle.prior, *rows), self._tokens(contexts), settings.batch_size
-        )
         if samples > 1:
             settings = dataclasses.replace(settings, start="draw")
         rows = (prior.mean, prior.logvar, aspects, np.tile(lambdas, (len(aspects), 1)))
         repeated = (np.repeat(column, samples, axis=0) for column in rows)
-        moved = sample(heads, *repeated, settings, jax.random.fold_in(jax.random.key(seed), 0))
+        key = jax.random.fold_in(jax.random.key(seed), 0)
+        moved = sample(heads, *repeated, settings, key, first * samples)
         if samples > 1:
             energy = np.where(moved.ok, moved.energy_after, np.inf).reshape(-1, samples)
             best = np.arange(len(aspects)) * samples + np.argmin(energy, axis=1)
@@ -187,15 +212,15 @@ class Model:
                 log.warning("%d of %d latents %s", number, len(aspects), what)
         return moved, np.asarray(aspect_probabilities(heads, jnp.asarray(moved.z)))
 
-    def decode(self, z: np.ndarray, seed: int, settings: config.Decode) -> list[str]:
-        """Latents (B, Z) to texts."""
+    def decode(self, z: np.ndarray, seed: int, first: int, settings: config.Decode) -> list[str]:
+        """Latents (B, Z) to texts. first: number of the first."""
         bos, eos = self.tokenizers.decoder.bos_id, self.tokenizers.decoder.eos_id
         key = jax.random.fold_in(jax.random.key(seed), 1)
 
         def run(z, rows):
             return decode.generate(self.miracle.decoder, z, rows, jnp.asarray(self._allowed), bos, eos, settings, key)
 
-        tokens, length = in_pieces(run, (z, np.arange(len(z))), settings.batch_size)
+        tokens, length = in_pieces(run, (z, np.arange(first, first + len(z))), settings.batch_size)
         return [self.tokenizers.decoder.decode(row[:n].tolist()).strip() for row, n in zip(tokens, length, strict=True)]
 
     def _heads(self, settings: config.Sample) -> Heads:
@@ -204,16 +229,12 @@ class Model:
             raise UserError(f"sample.heads is {name} but this run has only {', '.join(self.heads)} heads")
         return self.heads[name]
 
-    def _tokens(self, contexts: Sequence[Context]) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids (B, S) and lengths (B,) of rendered contexts; S is the shortest bucket that holds them all."""
-        limit = self.config.data.buckets[-1][0]
-        rows = [self.tokenizers.encoder.context(*turns(context), limit) for context in contexts]
-        longest = max(map(len, rows))
-        width = next(bucket[0] for bucket in self.config.data.buckets if bucket[0] >= longest)
-        tokens = np.full((len(rows), width), self.tokenizers.encoder.pad_id, np.int32)
-        for i, row in enumerate(rows):
-            tokens[i, : len(row)] = row
-        return tokens, np.array([len(row) for row in rows], np.int32)
+    def fingerprint(self) -> str:
+        """Changes with every parameter."""
+        content = hashlib.sha256()
+        for leaf in jax.tree.leaves((nnx.state(self.miracle), {name: nnx.state(h) for name, h in self.heads.items()})):
+            content.update(np.asarray(leaf).tobytes())
+        return content.hexdigest()
 
 
 def turns(context: Context) -> tuple[list[str], list[str]]:
@@ -224,8 +245,10 @@ def turns(context: Context) -> tuple[list[str], list[str]]:
         raise UserError(f"a context is a list of turns or a mapping with input and output, not {context!r}")
     if isinstance(context, Mapping):
         questions, replies = context.get("input", ()), context.get("output", ())
-        if isinstance(questions, str) or isinstance(replies, str):
-            raise UserError("the input and the output of a context are lists of turns, not a text")
+        for part in (questions, replies):
+            if isinstance(part, str) or not isinstance(part, Sequence):
+                kind = "a text" if isinstance(part, str) else repr(part)
+                raise UserError(f"the input and the output of a context are lists of turns, not {kind}")
         questions, replies = list(questions), list(replies)
         if questions and len(replies) == len(questions):
             replies = replies[:-1]
@@ -239,4 +262,6 @@ def turns(context: Context) -> tuple[list[str], list[str]]:
     for turn in (*questions, *replies):
         if not isinstance(turn, str) or not turn.strip():
             raise UserError(f"a turn of the context is {turn!r}; every turn is a text that is not empty")
+        if not dataset.is_unicode(turn):
+            raise UserError(f"the turn {turn!r} has {dataset.NOT_UNICODE}; is it UTF-8?")
     return questions, replies

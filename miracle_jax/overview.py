@@ -80,7 +80,8 @@ def aspect_table(train: Sequence[dataset.Instance], validation: Sequence[dataset
 def histograms(lengths: np.ndarray, limits: Limits) -> str:
     """lengths: (N, 3), of context, context + reply, and reply."""
     parts = []
-    names = ("context (encoder)", "context + reply (encoder)", "reply (decoder)")
+    names = ("context (encoder; its oldest turns give way)", "context + reply (encoder; the context gives way)",
+             "reply (decoder; its end gives way)")  # fmt: skip
     for column, name, limit in zip(lengths.T, names, limits, strict=True):
         width = max(-(-int(column.max()) // BARS), 1)
         width = -(-width // 4) * 4  # edges that are easy to read
@@ -106,9 +107,7 @@ def bucket_table(batches: pipeline.Batches) -> str:
     return _columns(rows)
 
 
-def example(
-    instances: Sequence[dataset.Instance], examples: Examples, tokenizers: Tokenizers, schema: Schema
-) -> str:
+def example(instances: Sequence[dataset.Instance], examples: Examples, tokenizers: Tokenizers, schema: Schema) -> str:
     """The decoded tokens of the first instance that has an earlier turn."""
     chosen = next((n for n, i in enumerate(instances) if len(i.questions) == 2), 0)
     context, joint, reply = (ids.tolist() for ids in examples.tokens([chosen])[0])

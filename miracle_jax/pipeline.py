@@ -24,8 +24,6 @@ from miracle_jax.errors import UserError
 from miracle_jax.examples import FIELDS, Corpus, Examples, Limits, TokenArrays, TokenisedDialogues
 from miracle_jax.tokenizers import Tokenizers, load_or_train
 
-Bucket = Limits
-
 
 def prepare(config: Config, tokenizers: Tokenizers | None = None) -> Corpus:
     """The corpus that `config.data` names, built and indexed unless it is in the cache.
@@ -59,7 +57,7 @@ def prepare(config: Config, tokenizers: Tokenizers | None = None) -> Corpus:
     )
 
 
-def assign_buckets(lengths: np.ndarray, buckets: Sequence[Bucket]) -> np.ndarray:
+def assign_buckets(lengths: np.ndarray, buckets: Sequence[Limits]) -> np.ndarray:
     """(N,) index of the smallest bucket that holds each instance. Raises UserError when the last does not."""
     fits = np.all(lengths[:, None, :] <= np.array(buckets)[None], axis=-1)
     if not fits[:, -1].all():
@@ -71,7 +69,7 @@ def assign_buckets(lengths: np.ndarray, buckets: Sequence[Bucket]) -> np.ndarray
     return np.argmax(fits, axis=1)
 
 
-def collate(examples: Examples, indices: np.ndarray, bucket: Bucket) -> dict[str, np.ndarray]:
+def collate(examples: Examples, indices: np.ndarray, bucket: Limits) -> dict[str, np.ndarray]:
     """The instances as arrays of the bucket's lengths. indices: any shape, which leads the arrays' shapes."""
     flat = indices.ravel().tolist()
     rows = examples.tokens(flat)
@@ -98,7 +96,7 @@ class Batches:
     def __init__(
         self,
         examples: Examples,
-        buckets: Sequence[Bucket],
+        buckets: Sequence[Limits],
         batch_size: int,
         accumulate: int,
         seed: int,
@@ -138,7 +136,7 @@ class Batches:
         indices, bucket = self._place(step)
         return collate(self.examples, indices[:, self._own], self.buckets[bucket])
 
-    def bucket(self, step: int) -> Bucket:
+    def bucket(self, step: int) -> Limits:
         """The shape of a step."""
         return self.buckets[self._place(step)[1]]
 
@@ -206,7 +204,7 @@ def _quotas(sizes: Sequence[int], rows: int, micro_batches: int) -> np.ndarray:
 
 def evaluation_batches(
     examples: Examples,
-    buckets: Sequence[Bucket],
+    buckets: Sequence[Limits],
     batch_size: int,
     process_index: int = 0,
     process_count: int = 1,

@@ -57,11 +57,12 @@ def sample(
     weights: Array | np.ndarray,
     config: Sample,
     key: Array,
+    first: int = 0,
 ) -> SampleResult:
     """Moves B latents, each from its prior's mean or from a draw, to its personality.
 
     Several latents a context are repeated rows with `config.start = "draw"`. The randomness of row i depends on `key`
-    and i alone, not on B or on how the batch is cut.
+    and `first` + i alone, not on B or on how the batch is cut.
 
     Args:
         heads: classifiers z (Z,) -> logits (A, N): an NNX module, or another callable that is a pytree
@@ -71,6 +72,7 @@ def sample(
         weights: weight lambda >= 0 of each attribute, (B, A) float; 0 is the same as not controlled.
         config: `weight` and `heads` are the caller's to apply; all other fields are applied here.
         key: a JAX random key.
+        first: the number of the first row, where these are a part of more.
 
     Returns:
         SampleResult of NumPy arrays. Failure is data: look at `ok`.
@@ -79,7 +81,7 @@ def sample(
         UserError: shapes that do not fit each other or the heads, an aspect that no head has, a negative weight.
     """
     _check(heads, mean, logvar, aspects, weights)
-    rows = np.arange(len(mean), dtype=np.int32)
+    rows = np.arange(first, first + len(mean), dtype=np.int32)
     # The compiled call reads none of these fields; a change of them must not compile it anew.
     compiled = dataclasses.replace(config, weight=1.0, heads="auto", batch_size=1)
     return in_pieces(

@@ -6,7 +6,6 @@ names of special tokens have a meaning in it.
 """
 
 import json
-import os
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from miracle_jax import storage
 from miracle_jax.config import Config
 from miracle_jax.errors import UserError
 
@@ -176,11 +176,8 @@ class Tokenizers:
     def save(self, folder: str | Path) -> None:
         """Writes folder/encoder and folder/decoder, which transformers' AutoTokenizer loads as well."""
         for path, content in self.files().items():
-            path = Path(folder) / path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f"{path.name}.{os.getpid()}.part")
-            part.write_bytes(content)
-            os.replace(part, path)
+            with storage.replacing(Path(folder) / path) as file:
+                file.write(content)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizers":

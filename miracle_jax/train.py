@@ -7,19 +7,23 @@ The same command again resumes, and a resumed run equals an uninterrupted one bi
     python -m miracle_jax.train --config configs/tiny.py --workdir runs/tiny [--train.steps 500 ...]
 """
 
+import dataclasses
 import json
 import time
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jaxtyping import Array, Key
 
-from miracle_jax import checkpoint, losses, mesh, pipeline, storage
-from miracle_jax.config import Config, from_command_line, to_dict
+from miracle_jax import checkpoint, dataset, losses, mesh, pipeline, storage
+from miracle_jax.command_line import read_config
+from miracle_jax.config import Config, local_folder, to_dict
 from miracle_jax.cvae import Miracle
 from miracle_jax.errors import UserError, one_sentence
 from miracle_jax.latent import Heads
@@ -28,18 +32,20 @@ from miracle_jax.report import Report, finite
 from miracle_jax.tokenizers import Tokenizers
 
 # What may differ between a run and its resumption: nothing that changes a parameter or what was learned from.
-FREE_TO_CHANGE = ("sample", "decode", "mesh", "data.cache", "train.log_every", "train.keep", "train.tensorboard",
-                  "train.trackio")  # fmt: skip
+# (The data have a key of their own, made from their content: where they are found does not matter.)
+FREE_TO_CHANGE = ("sample", "decode", "mesh", "data.train", "data.validation", "data.schema", "data.frozen",
+                  "data.cache", "train.log_every", "train.keep", "train.tensorboard", "train.trackio")  # fmt: skip
 
 
 def make_optimizer(config: Config, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW after clipping; the learning rate rises for `warmup` of the steps, then falls to 0 linearly."""
+    """AdamW after clipping; the learning rate rises for `warmup` of the steps, then falls linearly, to 0 after the
+    last step."""
     settings = config.train
     warm = max(int(settings.warmup * steps), 1)
     schedule = optax.schedules.join_schedules(
         [
             optax.schedules.linear_schedule(settings.learning_rate / warm, settings.learning_rate, warm - 1),
-            optax.schedules.linear_schedule(settings.learning_rate, 0.0, max(steps - warm, 1)),
+            optax.schedules.linear_schedule(settings.learning_rate, 0.0, steps - warm + 1),
         ],
         [warm - 1],
     )
@@ -47,9 +53,22 @@ def make_optimizer(config: Config, steps: int) -> tuple[optax.GradientTransforma
     return optax.chain(optax.clip_by_global_norm(settings.clip), adamw), schedule
 
 
-def make_train_step(config: Config, graphdef, optimizer, shardings=None):
+class Keys(NamedTuple):
+    """The run's random keys, one for each use."""
+
+    init: Key[Array, ""]
+    steps: Key[Array, ""]
+    refit: Key[Array, ""]
+
+    @classmethod
+    def of(cls, seed: int) -> "Keys":
+        return cls(*jax.random.split(jax.random.key(seed), 3))
+
+
+def make_train_step(config: Config, graphdef, optimizer, key, shardings=None):
     """The jitted step: (state, batch) -> (state, losses). state is donated; it is traced once a bucket shape.
 
+    key: of dropout and of the draws of z; each step takes its own from it.
     shardings: the state's. Without them XLA may return a state laid out differently, and the next step compiles anew.
     """
 
@@ -64,7 +83,7 @@ def make_train_step(config: Config, graphdef, optimizer, shardings=None):
         micro_batches = batch["reply"].shape[0]
         cycle = losses.kl_cycle(step, config.loss)
         total = losses.counts(batch)
-        keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step), micro_batches)
+        keys = jax.random.split(jax.random.fold_in(key, step), micro_batches)
         gradient = partial(jax.grad(loss, has_aux=True), cycle=cycle, total=total)
 
         def add(sums, micro):
@@ -88,14 +107,14 @@ def make_validation_step(config: Config, graphdef):
         model = nnx.merge(graphdef, params)
         out = model(batch)  # no key: z is the posterior's mean
         reply, length, weight = batch["reply"], batch["reply_length"], losses.row_weight(batch)
-        from_prior = out.logits if out.posterior is None else model.decoder(reply, out.prior.mean)
+        prior_logits = out.logits if out.posterior is None else model.decoder(reply, out.prior.mean)
         head_logits = model.heads(out.prior.mean)
         known = (batch["labels"] >= 0) * weight[:, None]
         sums = {
             "tokens": jnp.sum(weight * (length - 1)),
             "labels": jnp.sum(known),
             "instances": jnp.sum(weight),
-            "reconstruct_prior": losses.reconstruction(from_prior, reply, length, weight),
+            "reconstruct_prior": losses.reconstruction(prior_logits, reply, length, weight),
             "classify": losses.classification(head_logits, batch["labels"], weight),
             "correct": jnp.sum(known * (jnp.argmax(head_logits, -1) == batch["labels"]), axis=0),
             "labelled": jnp.sum(known, axis=0),
@@ -143,7 +162,8 @@ def prior_means(graphdef, params, batches) -> dict[str, np.ndarray]:
 
 def refit(config: Config, sizes: tuple[int, ...], data: dict[str, np.ndarray], key) -> dict:
     """Stage 2: new heads trained on frozen prior means, by AdamW with linear decay. Returns their parameters."""
-    graphdef, params = nnx.split(Heads(config.latent, sizes, nnx.Rngs(key)))
+    init_key, steps_key = jax.random.split(key)
+    graphdef, params = nnx.split(Heads(config.latent, sizes, nnx.Rngs(init_key)))
     params = nnx.to_pure_dict(params)
     batch_size = min(config.train.batch_size, len(data["z"]))
     steps = max(int(config.train.refit_epochs * len(data["z"]) / batch_size), 1)
@@ -162,7 +182,7 @@ def refit(config: Config, sizes: tuple[int, ...], data: dict[str, np.ndarray], k
         return (optax.apply_updates(params, updates), opt_state), None
 
     run = jax.jit(lambda params, keys: jax.lax.scan(step, (params, optimizer.init(params)), keys)[0][0])
-    return run(params, jax.random.split(jax.random.fold_in(key, 1), steps))
+    return run(params, jax.random.split(steps_key, steps))
 
 
 def head_accuracy(heads_graph, params, data: dict[str, np.ndarray], names: tuple[str, ...]) -> dict:
@@ -185,7 +205,8 @@ def head_accuracy(heads_graph, params, data: dict[str, np.ndarray], names: tuple
 def start_run(config: Config, workdir: Path, corpus) -> None:
     """Writes what the run's parameters mean, or makes sure that a resumed run still means the same."""
     path = workdir / "config.json"
-    now = {"config": to_dict(config), "data": corpus.key}
+    absolute = dataclasses.replace(config, data=dataset.absolute(config.data))
+    now = {"config": to_dict(absolute), "data": corpus.key}
     if path.exists():
         then = json.loads(path.read_text())
         differing = [
@@ -221,7 +242,7 @@ def _differences(old: dict, new: dict, prefix: str = "") -> dict:
 def train(config: Config, workdir: str | Path) -> dict:
     """Runs or resumes a whole training run and returns what model.json holds."""
     config.check()
-    workdir = Path(workdir)
+    workdir = local_folder(workdir)
     finished = workdir / "model.json"
 
     # ---- Data
@@ -247,12 +268,13 @@ def train(config: Config, workdir: str | Path) -> dict:
     steps = config.train.steps or max(round(config.train.epochs * batches.steps_per_epoch), 1)
 
     # ---- Model and optimizer
+    keys = Keys.of(config.seed)
     sizes, names = corpus.schema.sizes, corpus.schema.names
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: Miracle(config, sizes, nnx.Rngs(0))))
     optimizer, schedule = make_optimizer(config, steps)
 
     def initial():
-        params = nnx.to_pure_dict(nnx.state(Miracle(config, sizes, nnx.Rngs(config.seed))))
+        params = nnx.to_pure_dict(nnx.state(Miracle(config, sizes, nnx.Rngs(keys.init))))
         return {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
 
     shapes = jax.eval_shape(initial)
@@ -276,7 +298,7 @@ def train(config: Config, workdir: str | Path) -> dict:
     )
 
     # ---- Stage 1
-    train_step = make_train_step(config, graphdef, optimizer, shardings)
+    train_step = make_train_step(config, graphdef, optimizer, keys.steps, shardings)
     validation_step = make_validation_step(config, graphdef)
     report = Report(workdir, config.train, start, steps)
     pending = []
@@ -327,7 +349,7 @@ def train(config: Config, workdir: str | Path) -> dict:
     refitted = params["heads"]
     if config.train.refit_epochs:
         learned_from = prior_means(graphdef, params, in_order(corpus.train))
-        refitted = refit(config, sizes, learned_from, jax.random.fold_in(jax.random.key(config.seed), 2))
+        refitted = refit(config, sizes, learned_from, keys.refit)
         accuracy["refit"] = head_accuracy(heads_graph, refitted, seen, names)
     heads = max(accuracy, key=lambda name: accuracy[name]["mean"])
     for name, facts in accuracy.items():
@@ -336,17 +358,21 @@ def train(config: Config, workdir: str | Path) -> dict:
     print(f"stage 2 took {time.perf_counter() - began:.0f} s; the energy will use the {heads} heads", flush=True)
 
     # ---- End
+    report.plot()
     facts = {"step": best, "heads": heads, "accuracy": accuracy}
     checkpoint.save_model(workdir, {"miracle": params, "refit_heads": refitted}, facts)
     manager.close()
-    report.plot()
     print(f"finished: {workdir} holds the model of step {best}", flush=True)
     return facts
 
 
 def main() -> None:
     with one_sentence():
-        config, workdir = from_command_line(__doc__)
+        config, file, workdir = read_config("python -m miracle_jax.train", __doc__)
+        if not file:
+            raise UserError("--config is missing; the bundled ones are in configs/, for instance configs/tiny.py")
+        if not workdir:
+            raise UserError("--workdir is missing; it names the folder of the run, for instance --workdir runs/tiny")
         train(config, workdir)
 
 

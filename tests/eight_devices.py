@@ -17,7 +17,7 @@ from test_losses import random_step
 
 from miracle_jax import config, losses, mesh
 from miracle_jax.errors import UserError
-from miracle_jax.train import make_train_step
+from miracle_jax.train import Keys, make_train_step
 
 BATCHES = [random_batch(2, 8, seed=seed) for seed in range(2)]  # two micro-batches of eight, for each of two steps
 ALWAYS_KL = dataclasses.replace(CONFIG, loss=dataclasses.replace(CONFIG.loss, kl_zero=0.0))
@@ -43,7 +43,7 @@ def train(layout):
         shardings = mesh.parameter_shardings(state, devices, layout)
         state = jax.device_put(state, shardings)
         batches = [mesh.put_batch(batch, devices, batch_axis=1) for batch in BATCHES]
-    step = make_train_step(ALWAYS_KL, graphdef, optimizer, shardings)
+    step = make_train_step(ALWAYS_KL, graphdef, optimizer, Keys.of(0).steps, shardings)
     named = []
     for batch in batches:
         state, values = step(state, batch)

@@ -10,8 +10,9 @@ import jax
 import pytest
 from flax import nnx
 
-from miracle_jax import config
-from miracle_jax.config import Config, from_command_line, load_file, load_run
+from miracle_jax import config, train
+from miracle_jax.command_line import read_config
+from miracle_jax.config import Config, load_file, load_run
 from miracle_jax.cvae import Miracle
 from miracle_jax.errors import UserError
 
@@ -29,7 +30,7 @@ def change(settings: Config, path: str, value) -> Config:
 
 
 def parse(*argv) -> Config:
-    return from_command_line("What it does.", ["--workdir", "w", *map(str, argv)])[0]
+    return read_config("python -m miracle_jax.train", "What it does.", ["--workdir", "w", *map(str, argv)])[0]
 
 
 # ------------------------------------------------------------------------------------------------ the files
@@ -225,7 +226,8 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults():
         change(Config(), "remat", True), "loss.posterior", False
     )
     assert parse() == Config()
-    assert from_command_line("", ["--config", str(TINY), "--workdir=runs/x"]) == (file, "runs/x")
+    assert read_config("", "", ["--config", str(TINY), "--workdir=runs/x"]) == (file, str(TINY), "runs/x")
+    assert read_config("", "", []) == (Config(), "", "")
 
 
 def test_flags_that_contradict_the_file_are_one_sentence():
@@ -233,10 +235,16 @@ def test_flags_that_contradict_the_file_are_one_sentence():
         parse("--config", TINY, "--train.accumulate", 3)
 
 
-def test_workdir_is_required_only_where_there_is_a_run():
-    with pytest.raises(UserError, match="--workdir is missing; it names the folder that holds the run"):
-        from_command_line("", [])
-    assert from_command_line("", [], workdir_required=False) == (Config(), "")
+def test_a_run_needs_a_config_and_a_workdir(monkeypatch, capsys):
+    for argv, sentence in (
+        (["--workdir", "runs/x"], "--config is missing; the bundled ones are in configs/"),
+        (["--config", str(TINY)], "--workdir is missing; it names the folder of the run"),
+        (["--config", str(TINY), "--workdir", "gs://bucket/run"], "gs://bucket/run is not a local folder"),
+    ):
+        monkeypatch.setattr("sys.argv", ["train.py", *argv])
+        with pytest.raises(SystemExit) as stop:
+            train.main()
+        assert stop.value.code == 2 and capsys.readouterr().err.startswith(f"error: {sentence}")
 
 
 def test_help_lists_every_field_with_the_files_defaults(capsys):

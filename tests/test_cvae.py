@@ -67,14 +67,12 @@ def test_dropout_needs_a_key_and_follows_it(model):
     assert np.abs(first - other).max() > 0.1
 
 
-def test_a_model_without_a_posterior_takes_z_from_the_prior(model, out):
+def test_a_model_without_a_posterior_takes_z_from_the_prior():
     alone = miracle(posterior=False)
     assert not hasattr(alone, "posterior")
     without = mean_forward(alone, BATCH)
     assert without.posterior is None
     np.testing.assert_array_equal(without.z, without.prior.mean)
-    from_prior = jax.jit(lambda model: model(BATCH, from_prior=True))(model)
-    np.testing.assert_allclose(from_prior.z, out.prior.mean, rtol=1e-5, atol=1e-6)  # two programs, compiled apart
 
 
 def test_padding_changes_no_loss(model, out):

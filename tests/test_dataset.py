@@ -17,7 +17,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from miracle_jax import config, dataset, dialogues, examples, storage
 from miracle_jax.attributes import Attribute, Schema
-from miracle_jax.dataset import Instance, read_bytes, read_files, read_jsonl
+from miracle_jax.dataset import Instance, read_bytes, read_files
 from miracle_jax.errors import UserError
 
 SCHEMA = Schema.load()
@@ -153,20 +153,20 @@ def test_all_problems_of_all_files_come_together(tmp_path):
 def test_skip_drops_the_broken_lines_and_counts_them(tmp_path, caplog):
     path = write(tmp_path / "a.jsonl", line(), line(tag=9), line(output=["Well."]), b"{")
     with caplog.at_level(logging.WARNING):
-        instances = read_jsonl(path, SCHEMA, "attitude", on_error="skip")
+        instances = read_files([("attitude", str(path))], SCHEMA, on_error="skip")
     assert [i.replies[0] for i in instances] == ["Fine.", "Well."]
     assert "2 malformed lines dropped" in caplog.text and f"{path}:4: invalid JSON" in caplog.text
 
 
 def test_files_without_a_usable_line(tmp_path):
     with pytest.raises(UserError, match="no instances in .*empty.jsonl"):
-        read_jsonl(write(tmp_path / "empty.jsonl", b""), SCHEMA, "attitude")
+        read_files([("attitude", write(tmp_path / "empty.jsonl", b""))], SCHEMA)
     with pytest.raises(UserError, match="no instances"):
-        read_jsonl(write(tmp_path / "bad.jsonl", b"{"), SCHEMA, "attitude", on_error="skip")
+        read_files([("attitude", write(tmp_path / "bad.jsonl", b"{"))], SCHEMA, on_error="skip")
     with pytest.raises(UserError, match="none.jsonl does not exist"):
-        read_jsonl(tmp_path / "none.jsonl", SCHEMA, "attitude")
+        read_files([("attitude", tmp_path / "none.jsonl")], SCHEMA)
     with pytest.raises(UserError, match="is a folder; expected a file"):
-        read_jsonl(tmp_path, SCHEMA, "attitude")
+        read_files([("attitude", tmp_path)], SCHEMA)
 
 
 # ------------------------------------------------------------------------------------------------ which files

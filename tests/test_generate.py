@@ -228,7 +228,7 @@ def test_weights_and_samples_of_a_conversation(tiny_run, tiny_model, monkeypatch
         tiny_run, monkeypatch, capsys, f"/weight mental characteristic 3\n\n/samples 4\n{RIVER}\n",
         "--personality", "critical", "--weight", "attitude=2",
     )  # fmt: skip
-    assert weights == "weights: attitude 2, mental_characteristic 3" and empty == ready == end == ""
+    assert weights == "weights: attitude 2, mental_characteristic 3" and ready == "samples: 4" and empty == end == ""
     expected = tiny_model.reply([RIVER], "critical", samples=4, weights={"mental_characteristic": 3, "attitude": 2})
     assert reply == generate.show(expected).strip()
 
@@ -353,7 +353,7 @@ def test_evaluation_judges_replies_with_and_without_the_energy(evaluated, tiny_m
         figures = [scores[source] for scores in result["attributes"].values()]
         assert result["mean"][source] == pytest.approx(sum(figures) / 3)
     assert [reply["personality"] for reply in result["replies"]] == ALL
-    chosen = evaluate.choose(dataset.read_jsonl(labelled, tiny_model.schema), 1, seed=0)
+    chosen = evaluate.choose(dataset.read_files([(None, labelled)], tiny_model.schema), 1, seed=0)
     contexts = [{"input": instance.questions, "output": instance.replies} for instance in chosen]
     for name, texts in {
         "question": [instance.questions[-1] for instance in chosen],
@@ -372,7 +372,7 @@ def test_evaluation_says_how_many_latents_failed(evaluated, labelled, capsys):
 
 
 def test_the_choice_of_contexts_is_even_and_seeded(tiny_model, labelled):
-    instances = dataset.read_jsonl(labelled, tiny_model.schema)
+    instances = dataset.read_files([(None, labelled)], tiny_model.schema)
     chosen = evaluate.choose(instances, 1, seed=0)
     assert [instance.labels for instance in chosen] == tiny_model.schema.personalities()
     assert chosen == evaluate.choose(instances, 1, seed=0)

@@ -22,6 +22,7 @@ from small import random_batch
 import miracle_jax as mj
 from miracle_jax import checkpoint, config, dataset, pipeline, train
 from miracle_jax.attributes import Attribute, Schema
+from miracle_jax.command_line import read_config
 from miracle_jax.cvae import Outputs
 from miracle_jax.errors import UserError
 from miracle_jax.latent import Gaussian
@@ -35,7 +36,8 @@ SHORT = [
 
 def train_here(arguments) -> dict:
     """What the command does, in this process."""
-    return train.train(*config.from_command_line(train.__doc__, list(map(str, arguments))))
+    settings, _, workdir = read_config("", "", list(map(str, arguments)))
+    return train.train(settings, workdir)
 
 
 def assert_equal_trees(a, b):
@@ -186,7 +188,7 @@ def test_another_config_is_refused_by_name_and_harmless_changes_are_not(tiny_run
 def test_other_data_is_refused(tmp_path):
     flags = micro.write_corpus(tmp_path)
     arguments = micro.Run(tmp_path / "run", flags).arguments
-    settings, workdir = config.from_command_line("", arguments)
+    settings, _, _ = read_config("", "", arguments)
     train.start_run(settings, tmp_path / "run", pipeline.prepare(settings))
     file = tmp_path / "train_attitude.jsonl"
     file.write_text(file.read_text().replace("lost", "found"))
@@ -196,7 +198,7 @@ def test_other_data_is_refused(tmp_path):
 
 def test_a_start_that_was_cut_short_leaves_nothing_to_stumble_over(tmp_path, monkeypatch):
     """Killed among its first files: what they hold is not taken for a run's."""
-    settings, _ = config.from_command_line("", micro.Run(tmp_path / "run", micro.write_corpus(tmp_path)).arguments)
+    settings, *_ = read_config("", "", micro.Run(tmp_path / "run", micro.write_corpus(tmp_path)).arguments)
     (tmp_path / "run" / "tokenizers" / "encoder").mkdir(parents=True)
 
     class Started(Exception):
@@ -336,7 +338,7 @@ def test_without_a_posterior(corpus, tmp_path):
 
 def test_one_seed_gives_one_start_and_another_seed_another(corpus, tmp_path):
     def batches_and_first_step(seed):
-        settings, _ = config.from_command_line("", [*micro.Run(tmp_path, corpus).arguments, "--seed", str(seed)])
+        settings, *_ = read_config("", "", [*micro.Run(tmp_path, corpus).arguments, "--seed", str(seed)])
         batches = pipeline.Batches(pipeline.prepare(settings).train, settings.data.buckets, 8, 1, settings.seed)
         return [batches[step] for step in range(9)], toy_step(batches_of=[random_batch(1, 8)] * 2, seed=seed)
 
@@ -378,7 +380,7 @@ def toy_step(batches_of, seed=0, **loss):
     graphdef, params = nnx.split(Toy())
     params, optimizer = nnx.to_pure_dict(params), optax.sgd(0.1)
     state = {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
-    step = train.make_train_step(settings, graphdef, optimizer)
+    step = train.make_train_step(settings, graphdef, optimizer, train.Keys.of(settings.seed).steps)
     named = []
     for batch in batches_of:
         state, values = step(state, batch)
