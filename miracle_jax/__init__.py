@@ -3,6 +3,7 @@
 The files, in the order in which a sentence travels:
 
     config.py      every knob, once                          errors.py      a user's mistake is one sentence
+    command_line.py  flags over a config or a run
     attributes.py  the schema: attributes and their aspects   dataset.py     JSONL -> validated instances
     dialogues.py   instances -> a TFDS (ArrayRecord) dataset  storage.py     files and folders that are whole or absent
     tokenizers.py  text <-> tokens                            examples.py    instances -> token rows

@@ -62,7 +62,7 @@ class Bert(nnx.Module):
         embed_key, layers_key = split_key(key, 2)
         x = self.tokens(tokens) + self.positions(jnp.arange(S)) + self.segments(jnp.zeros((), jnp.int32))
         x = dropout(self.norm(x), self.shape.dropout, embed_key)
-        visible = (jnp.arange(S) < length[:, None])[:, None, None, :]
+        visible = (jnp.arange(S) < length[:, None])[:, None, :]
         return self.layers(x, visible, key=layers_key)[0]
 
     def __call__(

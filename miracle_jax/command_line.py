@@ -53,7 +53,8 @@ def _parse(default, argv: list[str], usage: str, doc: str):
 
     def parse(**more):
         # Without flag conversion every field takes a value: --remat True, as --mesh.fsdp 4.
-        off = (tyro.conf.FlagConversionOff,)
+        # Of a union the default's type has the flags.
+        off = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
         return tyro.cli(type(default), default=default, args=argv, prog=usage, description=doc, config=off, **more)
 
     options, unknown = parse(return_unknown_args=True)

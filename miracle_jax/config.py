@@ -62,8 +62,8 @@ class Bert:
 
 
 @dataclass(frozen=True)
-class Gpt2:
-    """Shape of the decoder (the defaults are GPT-2 small with one more token, `<bos>`)."""
+class Decoder:
+    """What the shapes of all decoder families share (the defaults are GPT-2 small with one more token, `<bos>`)."""
 
     vocab_size: int = 50258
     width: int = 768
@@ -72,10 +72,31 @@ class Gpt2:
     mlp: int = 3072
     max_positions: int = 1024
     dropout: float = 0.1
-    activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu_tanh"
     norm_eps: float = 1e-5
     init_std: float = 0.02
     """Standard deviation of the initial weights, here and in the latent's projections."""
+
+
+@dataclass(frozen=True)
+class Gpt2(Decoder):
+    """Shape of a GPT-2 decoder."""
+
+    family: Literal["gpt2"] = "gpt2"
+    activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu_tanh"
+
+
+@dataclass(frozen=True)
+class Llama(Decoder):
+    """Shape of a Llama decoder."""
+
+    family: Literal["llama"] = "llama"
+    activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "silu"
+    kv_heads: int = 12
+    """Heads of keys and values; each serves heads / kv_heads heads of queries."""
+    rope_theta: float = 10000.0
+    """Base of the rotary positions' wavelengths."""
+    tied: bool = True
+    """Whether the output layer shares the embedding's weights."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +225,7 @@ class Config:
 
     data: Data = field(default_factory=Data)
     encoder: Bert = field(default_factory=Bert)
-    decoder: Gpt2 = field(default_factory=Gpt2)
+    decoder: Gpt2 | Llama = field(default_factory=Gpt2)
     latent: Latent = field(default_factory=Latent)
     loss: Loss = field(default_factory=Loss)
     train: Train = field(default_factory=Train)
@@ -231,6 +252,13 @@ class Config:
                 shape.heads < 1 or shape.width % shape.heads == 0,
                 f"{name}.width {shape.width} is not divisible by {name}.heads {shape.heads}",
             )
+        if isinstance(self.decoder, Llama):
+            groups = self.decoder.kv_heads
+            expect(
+                groups >= 1 and self.decoder.heads % groups == 0,
+                f"decoder.heads {self.decoder.heads} is not a multiple of decoder.kv_heads {groups}",
+            )
+            expect(self.decoder.rope_theta > 0, f"decoder.rope_theta is {self.decoder.rope_theta}; it must be above 0")
         buckets = self.data.buckets
         expect(1 <= len(buckets) <= 6, f"data.buckets names {len(buckets)} shapes; it takes 1 to 6")
         expect(
@@ -325,6 +353,8 @@ def from_dict(cls, values: dict, where: str = "config"):
             hint = f"; did you mean {' or '.join(near)}?" if near else f"; it has {', '.join(known)}"
             raise UserError(f"{where} has no field {name!r}{hint}")
         kind = known[name].type
+        if kind == Gpt2 | Llama:
+            kind = Llama if isinstance(value, dict) and value.get("family") == "llama" else Gpt2
         if dataclasses.is_dataclass(kind):
             value = from_dict(kind, value, f"{where}.{name}")
         elif isinstance(value, list):

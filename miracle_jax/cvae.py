@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from miracle_jax import decoder
 from miracle_jax.config import Config
-from miracle_jax.gpt2 import Gpt2
 from miracle_jax.latent import Gaussian, GaussianEncoder, Heads
 from miracle_jax.layers import split_key
 
@@ -53,7 +53,7 @@ class Miracle(nnx.Module):
         self.prior = GaussianEncoder(config.encoder, config.latent, dtype, config.remat, rngs)
         if config.loss.posterior:
             self.posterior = GaussianEncoder(config.encoder, config.latent, dtype, config.remat, rngs)
-        self.decoder = Gpt2(config.decoder, config.latent.size, dtype, config.remat, rngs)
+        self.decoder = decoder.make(config.decoder, config.latent.size, dtype, config.remat, rngs)
         self.heads = Heads(config.latent, sizes, rngs)
 
     def __call__(

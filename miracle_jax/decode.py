@@ -27,7 +27,7 @@ def generate(
     """Writes one reply a latent.
 
     Args:
-      decoder: a Gpt2.
+      decoder: of any family.
       z: the latents.
       rows: a number for each reply; with `key` it decides what is drawn, whatever else is in the batch.
       allowed: tokens that may be written at all (not `<bos>`, not rows of the table that no token has).

@@ -1,6 +1,7 @@
 """What the encoder and the decoder share: dense layers, attention, dropout and a scanned stack of blocks.
 
-Axis letters: B batch, S new tokens, T earlier positions, D model, H heads, K head size, L layers.
+Axis letters: B batch, S new tokens, T earlier positions, D model, H heads, G key/value heads, R = H/G, K head size,
+L layers.
 """
 
 from collections.abc import Callable
@@ -48,7 +49,7 @@ def split_key(key: Key[Array, ""] | None, number: int) -> list:
 
 def attention(
     query: Float[Array, "B S H K"],
-    parts: list[tuple[Float[Array, "B _ H K"], Float[Array, "B _ H K"], Bool[Array, "..."]]],
+    parts: list[tuple[Float[Array, "B _ G K"], Float[Array, "B _ G K"], Bool[Array, "..."]]],
     rate: float = 0.0,
     key: Key[Array, ""] | None = None,
 ) -> Float[Array, "B S H*K"]:
@@ -56,14 +57,19 @@ def attention(
 
     Args:
       query: one query a token and head.
-      parts: (keys, values, visible) each; `visible` broadcasts to (B, H, S, keys). The softmax runs over all parts
-        together. Parts let a decoder attend to a cache and to its new tokens without copying the cache.
+      parts: (keys, values, visible) each; `visible` broadcasts to (B, S, keys). Query head h reads key head h // R. The
+        softmax runs over all parts together. Parts let a decoder attend to a cache and to its new tokens without
+        copying the cache.
       rate, key: dropout of the attention weights.
     """
-    scale = query.shape[-1] ** -0.5
+    B, S, H, K = query.shape
+    G = parts[0][0].shape[2]
+    query = query.reshape(B, S, G, H // G, K)
     scores = [
         jnp.where(
-            visible, jnp.einsum("BSHK,BTHK->BHST", query, keys, preferred_element_type=jnp.float32) * scale, HIDDEN
+            visible[:, None, None] if visible.ndim == 3 else visible,
+            jnp.einsum("BSGRK,BTGK->BGRST", query, keys, preferred_element_type=jnp.float32) * K**-0.5,
+            HIDDEN,
         )
         for keys, _, visible in parts
     ]
@@ -71,10 +77,10 @@ def attention(
     weights = dropout(weights, rate, key).astype(query.dtype)
     edges = [sum(s.shape[-1] for s in scores[: i + 1]) for i in range(len(scores) - 1)]
     mixed = sum(
-        jnp.einsum("BHST,BTHK->BSHK", part, values)
+        jnp.einsum("BGRST,BTGK->BSGRK", part, values)
         for part, (_, values, _) in zip(jnp.split(weights, edges, axis=-1), parts, strict=True)
     )
-    return mixed.reshape(*mixed.shape[:2], -1)
+    return mixed.reshape(B, S, H * K)
 
 
 class Stack(nnx.Module):

@@ -1,0 +1,122 @@
+"""What every decoder family shares: the latent inside, the cache's form, one forward for whole replies and for steps.
+
+The latent z enters twice: `latent_embed(z)` is added to every token embedding, and `latent_proj(z)` gives one extra
+key = value position per layer that every token attends to. That position is number 0, so tokens start at position 1.
+
+Axis letters: B batch, S new tokens, T earlier positions, D model, H heads, G key/value heads, K head size, L layers,
+Z latent, V vocabulary.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from miracle_jax import config
+from miracle_jax.layers import Stack, dense, dropout, split_key
+
+Past = tuple[Float[Array, "L B T G K"], Float[Array, "L B T G K"]]  # keys and values of earlier positions
+New = tuple[Float[Array, "L B S G K"], Float[Array, "L B S G K"]]  # and of new tokens
+
+
+class Decoder(nnx.Module):
+    """Latent and tokens so far to the logits of the next token. A family adds its block, its norms and its head."""
+
+    def __init__(
+        self,
+        shape: config.Decoder,
+        latent: int,
+        kv_heads: int,
+        make_block: Any,
+        dtype: Any,
+        remat: bool,
+        rngs: nnx.Rngs,
+    ):
+        """make_block: nnx.Rngs -> one layer, called as (x, visible, past_visible, place, its part of the past, key)."""
+        D, std = shape.width, shape.init_std
+        self.shape, self.kv_heads = shape, kv_heads
+        self.tokens = table(shape.vocab_size, D, std, dtype, rngs)
+        self.layers = Stack(make_block, shape.depth, remat, rngs)
+        self.latent_embed = dense(latent, D, std, dtype, rngs, bias=False)
+        # One chunk more than there are layers; the last is unused. The released checkpoints have this shape.
+        chunk = kv_heads * (D // shape.heads)
+        self.latent_proj = dense(latent, (shape.depth + 1) * chunk, std, dtype, rngs, bias=False)
+
+    def embed(self, tokens: Int[Array, "B S"], positions: Int[Array, "*B S"]) -> Float[Array, "B S D"]:
+        return self.tokens(tokens)
+
+    def place(self, positions: Int[Array, "*B S"]) -> Any:
+        """What blocks need to know of the positions; None where the embedding says it all."""
+        return None
+
+    def latent_key_values(self, z: Float[Array, "B Z"]) -> Past:
+        """The key and the value (equal) that the latent adds to every layer, T = 1."""
+        chunks = self.latent_proj(z).reshape(z.shape[0], self.shape.depth + 1, 1, self.kv_heads, -1)
+        layers = jnp.moveaxis(chunks[:, :-1], 1, 0)
+        return layers, layers
+
+    def hidden(
+        self,
+        tokens: Int[Array, "B S"],
+        z: Float[Array, "B Z"],
+        past: Past,
+        past_visible: Bool[Array, "..."],
+        position: Int[Array, "..."] | int,
+        key: Key[Array, ""] | None = None,
+        first: Int[Array, " B"] | None = None,
+    ) -> tuple[Float[Array, "B S D"], New]:
+        """Runs S new tokens after T earlier positions, of which position 0 is the latent's.
+
+        Args:
+          tokens: the new tokens.
+          z: the latents.
+          past: keys and values of the earlier positions.
+          past_visible: which of them exist, broadcasting to (B, S, T).
+          position: number of the first new token, 1 for `<bos>`; (B, 1) where rows differ.
+          key: dropout key; None at inference.
+          first: index of each row's first new token that exists; those before it are padding, which nobody sees.
+
+        Returns:
+          The last layer's output after the final norm, and the new tokens' keys and values (T = S).
+        """
+        S = tokens.shape[1]
+        embed_key, layers_key = split_key(key, 2)
+        positions = jnp.maximum(position + jnp.arange(S), 0)
+        visible = jnp.tril(jnp.ones((S, S), bool))
+        if first is not None:
+            visible = visible & (jnp.arange(S) >= first[:, None, None])
+        x = self.embed(tokens, positions) + self.latent_embed(z)[:, None]
+        x = dropout(x, self.shape.dropout, embed_key)
+        x, new = self.layers(x, visible, past_visible, self.place(positions), per_layer=past, key=layers_key)
+        return self.norm(x), new
+
+    def logits(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
+        """Scores of the next token, float32; the head shares the embedding's weights."""
+        # As nnx.Embed.attend, but summed in float32: bfloat16 logits have too few digits for a loss.
+        table = self.tokens.embedding[...].astype(hidden.dtype)
+        return jnp.einsum("BSD,VD->BSV", hidden, table, preferred_element_type=jnp.float32)
+
+    def __call__(
+        self, tokens: Int[Array, "B S"], z: Float[Array, "B Z"], key: Key[Array, ""] | None = None
+    ) -> Float[Array, "B S V"]:
+        """Logits after each of the tokens of a whole reply, which starts with `<bos>`.
+
+        Rows are padded on the right: a token never sees what follows it, so padding cannot change the logits before it.
+        """
+        hidden, _ = self.hidden(tokens, z, self.latent_key_values(z), jnp.ones((), bool), 1, key)
+        return self.logits(hidden)
+
+
+def table(rows: int, width: int, std: float, dtype: Any, rngs: nnx.Rngs) -> nnx.Embed:
+    """An embedding whose float32 rows start as N(0, std^2)."""
+    init = nnx.initializers.normal(std)
+    return nnx.Embed(rows, width, embedding_init=init, dtype=dtype, param_dtype=jnp.float32, rngs=rngs)
+
+
+def make(shape: config.Decoder, latent: int, dtype: Any, remat: bool, rngs: nnx.Rngs) -> Decoder:
+    """The decoder of the shape's family."""
+    from miracle_jax import gpt2, llama  # they import this module
+
+    family = {"gpt2": gpt2.Gpt2, "llama": llama.Llama}[shape.family]
+    return family(shape, latent, dtype, remat, rngs)

@@ -1,0 +1,81 @@
+"""The Llama family (Touvron et al. 2023): rotary positions, RMS norms, SwiGLU, shared key/value heads.
+
+The latent's key sits at position 0, where a rotation does nothing.
+
+Axis letters: as in decoder.py.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from miracle_jax import config
+from miracle_jax.decoder import Decoder
+from miracle_jax.layers import ACTIVATIONS, attention, dense, dropout, split_key
+
+Rotation = tuple[Float[Array, "*B S K"], Float[Array, "*B S K"]]  # cosine and sine
+
+
+def rms_norm(width: int, eps: float, dtype: Any, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    return nnx.RMSNorm(width, epsilon=eps, dtype=dtype, param_dtype=jnp.float32, rngs=rngs)
+
+
+def rotation(positions: Int[Array, "*B S"], size: int, theta: float) -> Rotation:
+    """Angles position x theta^(-2i/K) for the pair (i, i + K/2) of a head's dimensions (Su et al. 2021)."""
+    frequency = theta ** (-jnp.arange(0, size, 2) / size)
+    angle = positions[..., None] * jnp.concatenate([frequency, frequency])
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x: Float[Array, "B S H K"], place: Rotation) -> Float[Array, "B S H K"]:
+    cosine, sine = (part[..., None, :] for part in place)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return (x * cosine + jnp.concatenate([-second, first], axis=-1) * sine).astype(x.dtype)
+
+
+class Block(nnx.Module):
+    """One decoder layer, normalised before each sublayer."""
+
+    def __init__(self, shape: config.Llama, dtype: Any, rngs: nnx.Rngs):
+        D, std = shape.width, shape.init_std
+        self.shape, self.groups, head = shape, shape.kv_heads, D // shape.heads
+        self.attention_norm = rms_norm(D, shape.norm_eps, dtype, rngs)
+        # query | key | value on the last axis
+        self.qkv = dense(D, (shape.heads + 2 * shape.kv_heads) * head, std, dtype, rngs, bias=False)
+        self.attention_out = dense(D, D, std, dtype, rngs, bias=False)
+        self.mlp_norm = rms_norm(D, shape.norm_eps, dtype, rngs)
+        self.mlp_in = dense(D, 2 * shape.mlp, std, dtype, rngs, bias=False)  # gate | up on the last axis
+        self.mlp_out = dense(shape.mlp, D, std, dtype, rngs, bias=False)
+
+    def __call__(self, x: Float[Array, "B S D"], visible, past_visible, place, past, key):
+        rate, H, G = self.shape.dropout, self.shape.heads, self.groups
+        weights_key, attention_key, mlp_key = split_key(key, 3)
+        heads = self.qkv(self.attention_norm(x)).reshape(*x.shape[:2], H + 2 * G, -1)
+        q, k, v = jnp.split(heads, (H, H + G), axis=2)
+        q, k = rotate(q, place), rotate(k, place)
+        mixed = attention(q, [(*past, past_visible), (k, v, visible)], rate, weights_key)
+        x = x + dropout(self.attention_out(mixed), rate, attention_key)
+        gate, up = jnp.split(self.mlp_in(self.mlp_norm(x)), 2, axis=-1)
+        hidden = self.mlp_out(ACTIVATIONS[self.shape.activation](gate) * up)
+        return x + dropout(hidden, rate, mlp_key), (k, v)
+
+
+class Llama(Decoder):
+    """Llama with the latent inside."""
+
+    def __init__(self, shape: config.Llama, latent_size: int, dtype: Any, remat: bool, rngs: nnx.Rngs):
+        super().__init__(shape, latent_size, shape.kv_heads, lambda r: Block(shape, dtype, r), dtype, remat, rngs)
+        self.norm = rms_norm(shape.width, shape.norm_eps, dtype, rngs)
+        if not shape.tied:
+            self.head = dense(shape.width, shape.vocab_size, shape.init_std, dtype, rngs, bias=False)
+
+    def place(self, positions):
+        return rotation(positions, self.shape.width // self.shape.heads, self.shape.rope_theta)
+
+    def logits(self, hidden):
+        if self.shape.tied:
+            return super().logits(hidden)
+        kernel = self.head.kernel[...].astype(hidden.dtype)
+        return jnp.einsum("BSD,DV->BSV", hidden, kernel, preferred_element_type=jnp.float32)
