@@ -49,7 +49,7 @@ class Bert(nnx.Module):
         self.shape = shape
         self.tokens = table(shape.vocab_size)
         self.positions = table(shape.max_positions)
-        self.segments = table(2)  # all our texts are segment 0; the table is kept so that checkpoints carry over
+        self.segments = table(shape.segments)  # all our texts are segment 0
         self.norm = layer_norm(D, shape.norm_eps, dtype, rngs)
         self.layers = Stack(lambda r: Block(shape, dtype, r), shape.depth, remat, rngs)
         self.pooler = dense(D, D, std, dtype, rngs)

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import itertools
 import json
+import math
 import operator
 import runpy
 import traceback
@@ -48,12 +49,17 @@ class Data:
 class Bert:
     """Shape of an encoder (the defaults are BERT-base uncased). Prior and posterior have the same shape."""
 
+    pretrained: str = ""
+    """A BERT checkpoint to start from: a folder, a hub name, or package:NAME/PATH inside an installed package. It
+    decides the shape and, unless data.encoder_tokenizer names another, the tokenizer."""
     vocab_size: int = 30522
     width: int = 768
     depth: int = 12
     heads: int = 12
     mlp: int = 3072
     max_positions: int = 512
+    segments: int = 2
+    """Rows of the segment table, of which the first is used."""
     dropout: float = 0.1
     activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu"
     norm_eps: float = 1e-12
@@ -65,6 +71,9 @@ class Bert:
 class Decoder:
     """What the shapes of all decoder families share (the defaults are GPT-2 small with one more token, `<bos>`)."""
 
+    pretrained: str = ""
+    """A GPT-2 or Llama checkpoint to start from: a folder, a .gguf file, a hub name, or package:NAME/PATH. It decides
+    family and shape and, unless data.decoder_tokenizer names another, the tokenizer."""
     vocab_size: int = 50258
     width: int = 768
     depth: int = 12
@@ -241,7 +250,14 @@ class Config:
 
     def check(self) -> None:
         """Raises UserError with every inconsistency between fields."""
-        problems = []
+        parts = [("", self)] + [(f"{f.name}.", getattr(self, f.name)) for f in dataclasses.fields(self)]
+        problems = [
+            f"{prefix}{f.name} is {getattr(part, f.name)!r}; it must be {getattr(f.type, '__name__', f.type)}"
+            for prefix, part in parts if dataclasses.is_dataclass(part)
+            for f in dataclasses.fields(part) if not _fits(getattr(part, f.name), f.type)
+        ]  # fmt: skip
+        if problems:
+            raise UserError("the config is inconsistent: " + "; ".join(problems))
 
         def expect(condition, message):
             if not condition:
@@ -306,10 +322,11 @@ class Config:
             for path in paths.split():
                 value = operator.attrgetter(path)(self)
                 expect(holds(value), f"{path} is {value}; it must be {wanted}")
-        parts = [("", self)] + [(f"{f.name}.", getattr(self, f.name)) for f in dataclasses.fields(self)]
         for prefix, part in parts:
             for f in dataclasses.fields(part) if dataclasses.is_dataclass(part) else ():
                 value, choices = getattr(part, f.name), get_args(f.type)
+                if f.type is float:
+                    expect(abs(value) != math.inf, f"{prefix}{f.name} is {value}; it must be finite")
                 if get_origin(f.type) is Literal:
                     expect(value in choices, f"{prefix}{f.name} is {value!r}; it must be one of {', '.join(choices)}")
         if problems:
@@ -318,7 +335,7 @@ class Config:
 
 _LIMITS = (
     ("at least 1", lambda x: x >= 1, """
-        encoder.vocab_size encoder.width encoder.depth encoder.heads encoder.mlp encoder.max_positions
+        encoder.segments encoder.vocab_size encoder.width encoder.depth encoder.heads encoder.mlp encoder.max_positions
         decoder.vocab_size decoder.width decoder.depth decoder.heads decoder.mlp decoder.max_positions
         latent.size latent.hidden loss.kl_period train.batch_size train.log_every train.eval_every train.save_every
         train.keep sample.max_steps sample.langevin_steps sample.batch_size decode.batch_size mesh.fsdp"""),
@@ -356,16 +373,25 @@ def from_dict(cls, values: dict, where: str = "config"):
         if kind == Gpt2 | Llama:
             kind = Llama if isinstance(value, dict) and value.get("family") == "llama" else Gpt2
         if dataclasses.is_dataclass(kind):
-            value = from_dict(kind, value, f"{where}.{name}")
-        elif isinstance(value, list):
+            built[name] = from_dict(kind, value, f"{where}.{name}")
+            continue
+        if isinstance(value, list):
             value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
-        elif kind in _JSON and (not isinstance(value, _JSON[kind]) or isinstance(value, bool) and kind is not bool):
-            raise UserError(f"{where}.{name} is {value!r}; expected {kind.__name__}")
+        if not _fits(value, kind):
+            raise UserError(f"{where}.{name} is {value!r}; expected {getattr(kind, '__name__', kind)}")
         built[name] = value
     return cls(**built)
 
 
-_JSON = {bool: bool, int: int, float: (int, float), str: str}
+def _fits(value, kind) -> bool:
+    """Whether a value is of a field's type; the choices of a Literal are checked elsewhere."""
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        kinds = kinds[:1] * len(value) if isinstance(value, tuple) and kinds[-1] is ... else kinds
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if kind in (int, float, bool, str):
+        return isinstance(value, int | float if kind is float else kind) and isinstance(value, bool) == (kind is bool)
+    return True
 
 
 def load_file(path: str | Path) -> Config:
@@ -381,7 +407,8 @@ def load_file(path: str | Path) -> Config:
         raise
     except Exception as error:  # a user's program can raise anything
         inside = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        line = getattr(error, "lineno", None) or (inside[-1] if inside else 1)
+        own = isinstance(error, SyntaxError) and error.filename == str(path)
+        line = error.lineno if own else inside[-1] if inside else 1
         raise UserError(f"config file {path}:{line}: {type(error).__name__}: {error}") from None
     if not isinstance(made, Config):
         raise UserError(f"config file {path} defines no function get_config() that returns a Config")

@@ -157,7 +157,7 @@ def read_bytes(
             found = f"{_count(len(problems), 'problem')} in {_count(dropped, 'line')} of the data"
             remedy = "mend them, or drop the lines with --data.on-error skip" if on_error else "mend them"
             raise UserError(f"{found}; {remedy}:\n{listed}")
-        logging.getLogger(__name__).warning("%s dropped:\n%s", _count(dropped, "malformed line"), listed)
+        logging.getLogger("miracle_jax").warning("%s dropped:\n%s", _count(dropped, "malformed line"), listed)
     if not instances:
         raise UserError(f"no instances in {names}; expected one JSON object a line")
     return instances, dropped
@@ -298,7 +298,7 @@ def main(argv: list[str] | None = None) -> None:
             if not rest or rest[0].startswith("-"):
                 raise UserError("freeze needs a file to write first: python -m miracle_jax.dataset freeze OUT.npz ...")
             out, *rest = rest
-        settings, _ = read_config("python -m miracle_jax.dataset", __doc__, rest)
+        settings, _, _ = read_config("python -m miracle_jax.dataset", __doc__, rest)
         if settings.data.frozen:
             raise UserError(f"data.frozen {settings.data.frozen} holds tokens, not dialogues; leave it out here")
         if command == "freeze":

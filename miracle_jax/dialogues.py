@@ -33,6 +33,9 @@ class Dialogues:
     def __len__(self) -> int:
         return len(self._source)
 
+    def __getitem__(self, i: int) -> Instance:
+        return self.read([i])[0]
+
     def read(self, indices: Sequence[int]) -> list[Instance]:
         """The instances of these numbers."""
         return [

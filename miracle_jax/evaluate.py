@@ -74,7 +74,8 @@ def judged_by(data: config.Data, options: Options, schema: Schema) -> tuple[list
     train_files, validation_files, _ = dataset.sources(named, schema)
     if not validation_files:
         raise UserError("--train is given but --validation is not; name the files that the judge is measured on")
-    return tuple(dataset.read_files(files, schema, data.on_error) for files in (train_files, validation_files))
+    on_error = "skip" if data.on_error == "skip" else ""
+    return tuple(dataset.read_files(files, schema, on_error) for files in (train_files, validation_files))
 
 
 def choose(instances: list, per_personality: int, seed: int) -> list:

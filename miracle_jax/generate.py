@@ -24,7 +24,7 @@ from miracle_jax.command_line import read_options
 from miracle_jax.errors import UserError, one_sentence
 from miracle_jax.model import Model, Reply, load
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("miracle_jax")
 
 CHUNK = 256  # contexts between two lines of progress; also the unit in which an interrupted run resumes
 

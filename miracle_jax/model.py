@@ -32,7 +32,7 @@ from miracle_jax.latent import Gaussian, Heads
 from miracle_jax.sampler import SampleResult, in_pieces, sample
 from miracle_jax.tokenizers import Tokenizers
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("miracle_jax")
 
 Context = Sequence[str] | Mapping[str, Any]
 
@@ -127,9 +127,12 @@ class Model:
             seed and its number alone.
           sample, decode: settings in place of the run's.
         """
-        for name, value, least in (("samples", samples, 1), ("seed", seed, -(2**63)), ("first", first, 0)):
+        if samples == 0:
+            raise UserError("samples is 0; a context needs at least one latent")
+        for name, value, least in (("samples", samples, 1), ("first", first, 0), ("seed", seed, -(2**63))):
             if not isinstance(value, int | np.integer) or not least <= value < 2**63:
-                raise UserError(f"{name} is {value!r}; expected a whole number, at least {least}")
+                hint = f", at least {least}" if name != "seed" else ""
+                raise UserError(f"{name} is {value!r}; expected a whole number{hint}")
         sample, decode = sample or self.config.sample, decode or self.config.decode
         dataclasses.replace(self.config, sample=sample, decode=decode).check()
         if not contexts:

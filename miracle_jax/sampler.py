@@ -30,7 +30,7 @@ from miracle_jax.config import Sample
 from miracle_jax.energy import energy, energy_gradient
 from miracle_jax.errors import UserError
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("miracle_jax")
 
 SOLVERS = {"euler": diffrax.Euler, "heun": diffrax.Heun, "dopri5": diffrax.Dopri5, "tsit5": diffrax.Tsit5}
 SDE_STEPS = 200  # where `fixed_steps` names none

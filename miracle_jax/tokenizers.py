@@ -14,7 +14,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from miracle_jax import storage
+from miracle_jax import gguf_file, hub, storage
 from miracle_jax.config import Config
 from miracle_jax.errors import UserError
 
@@ -211,11 +211,11 @@ def load_or_train(config: Config, texts: Iterable[str]) -> Tokenizers:
     # A set, since training counts words: a turn that is repeated in the instances of its dialogue counts once.
     texts = sorted(set(texts)) if not (data.encoder_tokenizer and data.decoder_tokenizer) else []
     if data.encoder_tokenizer:
-        encoder = _encoder_from_transformers(data.encoder_tokenizer)
+        encoder = load_tokenizer("encoder", data.encoder_tokenizer)
     else:
         encoder = train_wordpiece(texts, config.encoder.vocab_size)
     if data.decoder_tokenizer:
-        decoder = _decoder_from_transformers(data.decoder_tokenizer)
+        decoder = load_tokenizer("decoder", data.decoder_tokenizer)
     else:
         decoder = train_bpe(texts, config.decoder.vocab_size)
     both = Tokenizers(encoder, decoder)
@@ -283,17 +283,19 @@ def _check_room(name: str, size: int, least: int) -> None:
         )
 
 
-def _encoder_from_transformers(name: str) -> EncoderTokenizer:
-    backend, special = _from_transformers(name, "data.encoder_tokenizer")
-    missing = [role for role in EncoderTokenizer.ROLES if role not in special]
-    if missing:
-        raise UserError(f"data.encoder_tokenizer {name} has no {', '.join(missing)}; a BERT tokenizer has all three")
-    return EncoderTokenizer(backend, {role: special[role] for role in EncoderTokenizer.ROLES})
+def load_tokenizer(part: str, name: str) -> EncoderTokenizer | DecoderTokenizer:
+    """The tokenizer in a folder, a .gguf file or a hub repository. part: "encoder" or "decoder".
 
-
-def _decoder_from_transformers(name: str) -> DecoderTokenizer:
-    """A GPT-2 tokenizer has one token for both ends; it is <eos> here and <bos> is added, as in the released code."""
-    backend, special = _from_transformers(name, "data.decoder_tokenizer")
+    GPT-2's has one token for both ends of a text; it is <eos> here and <bos> is added, as in the released code.
+    """
+    backend, special = _from_transformers(name, f"data.{part}_tokenizer")
+    if part == "encoder":
+        missing = [role for role in EncoderTokenizer.ROLES if role not in special]
+        if missing:
+            raise UserError(
+                f"data.encoder_tokenizer {name} has no {', '.join(missing)}; a BERT tokenizer has all three"
+            )
+        return EncoderTokenizer(backend, {role: special[role] for role in EncoderTokenizer.ROLES})
     eos = special.get("eos_token", "<eos>")
     bos = special.get("bos_token", "<bos>")
     bos = "<bos>" if bos == eos else bos
@@ -302,11 +304,14 @@ def _decoder_from_transformers(name: str) -> DecoderTokenizer:
 
 
 def _from_transformers(name: str, field: str) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
-    """The fast tokenizer of a hub name or folder, and its special tokens by role."""
+    """The fast tokenizer of a hub name, folder or .gguf file, and its special tokens by role."""
+    path = hub.locate(name, field) if name.startswith("package:") else Path(name).expanduser()
+    if path.suffix == ".gguf":
+        return gguf_file.tokenizer_of(hub.locate(str(path), field))
     from transformers import AutoTokenizer  # slow to import
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(path if path.is_dir() else name)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(

@@ -1,7 +1,8 @@
 """Trains MIRACLE: stage 1 is the CVAE with its losses (section 2.5), stage 2 refits the attribute heads (appendix C.2).
 
 One batch travels: pipeline -> prior and posterior encoder -> z -> decoder and heads -> losses -> AdamW.
-A run starts from, in this order: 1. the newest checkpoint in its workdir, 2. random weights. It says which.
+A run starts from, in this order: 1. the newest checkpoint in its workdir, 2. pretrained weights for the parts that name
+some, 3. random weights. It says which.
 The same command again resumes, and a resumed run equals an uninterrupted one bit for bit.
 
     python -m miracle_jax.train --config configs/tiny.py --workdir runs/tiny [--train.steps 500 ...]
@@ -21,9 +22,9 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Key
 
-from miracle_jax import checkpoint, dataset, losses, mesh, pipeline, storage
+from miracle_jax import checkpoint, dataset, losses, mesh, pipeline, pretrained, storage
 from miracle_jax.command_line import read_config
-from miracle_jax.config import Config, local_folder, to_dict
+from miracle_jax.config import Config, load_run, local_folder, to_dict
 from miracle_jax.cvae import Miracle
 from miracle_jax.errors import UserError, one_sentence
 from miracle_jax.latent import Heads
@@ -241,12 +242,13 @@ def _differences(old: dict, new: dict, prefix: str = "") -> dict:
 
 def train(config: Config, workdir: str | Path) -> dict:
     """Runs or resumes a whole training run and returns what model.json holds."""
-    config.check()
     workdir = local_folder(workdir)
     finished = workdir / "model.json"
+    resumed = (workdir / "config.json").exists()  # written last: a run without it has not begun
+    config = pretrained.resolve(config, load_run(workdir) if resumed else None)
+    config.check()
 
     # ---- Data
-    resumed = (workdir / "config.json").exists()  # written last: a run without it has not begun
     corpus = pipeline.prepare(config, Tokenizers.load(workdir / "tokenizers") if resumed else None)
     devices = mesh.make(config.mesh)
     here = {"process_index": jax.process_index(), "process_count": jax.process_count()}
@@ -281,7 +283,7 @@ def train(config: Config, workdir: str | Path) -> dict:
     shardings = mesh.parameter_shardings(shapes, devices, config.mesh)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
-    # ---- Start: 1. the newest checkpoint, 2. random weights
+    # ---- Start: 1. the newest checkpoint, 2. pretrained weights, 3. random weights
     manager = checkpoint.open_manager(workdir, config.train.keep)
     start = manager.latest_step() or 0
     if start:
@@ -289,7 +291,13 @@ def train(config: Config, workdir: str | Path) -> dict:
         print(f"resuming from {workdir}/checkpoints/{start}", flush=True)
     else:
         state = jax.jit(initial, out_shardings=shardings)()
-        print("starting from random weights", flush=True)
+        if config.encoder.pretrained or config.decoder.pretrained:
+            params, fresh = pretrained.start_from(config, jax.device_get(state["params"]))
+            state["params"] = jax.device_put(params, shardings["params"])
+            names = filter(None, (config.encoder.pretrained, config.decoder.pretrained))
+            print(f"starting from {' and '.join(names)}; random are {', '.join(fresh)}", flush=True)
+        else:
+            print("starting from random weights", flush=True)
     number = sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
     print(
         f"{number / 1e6:.2f} M parameters, {len(corpus.train)} instances, {steps} steps of {config.train.batch_size} "
@@ -369,10 +377,10 @@ def train(config: Config, workdir: str | Path) -> dict:
 def main() -> None:
     with one_sentence():
         config, file, workdir = read_config("python -m miracle_jax.train", __doc__)
-        if not file:
-            raise UserError("--config is missing; the bundled ones are in configs/, for instance configs/tiny.py")
         if not workdir:
             raise UserError("--workdir is missing; it names the folder of the run, for instance --workdir runs/tiny")
+        if not file:
+            raise UserError("--config is missing; the bundled ones are in configs/, for instance configs/tiny.py")
         train(config, workdir)
 
 

@@ -201,6 +201,87 @@ def test_an_unknown_field_in_json_gets_a_did_you_mean(tmp_path, values, sentence
         load_file(tmp_path / "config.json")
 
 
+def test_the_config_json_of_a_run_is_a_config_file(tmp_path):
+    settings, path = load_file(TINY), tmp_path / "config.json"
+    for values in ({"config": config.to_dict(settings), "data": "key"}, config.to_dict(settings)):
+        path.write_text(json.dumps(values, indent=2))
+        assert load_file(path) == load_run(tmp_path) == settings
+        assert parse("--config", path, "--train.steps", 7) == change(settings, "train.steps", 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('{"train": {"steps": 5}', "{} is not valid JSON: Expecting ',' delimiter: line 1 column 23 (char 22)"),
+        ("", "{} is not valid JSON: Expecting value: line 1 column 1 (char 0)"),
+        ('{"train": {"steps": "x"}}', "{}: config.train.steps is 'x'; expected int"),
+        ('{"train": {"steps": 5.5}}', "{}: config.train.steps is 5.5; expected int"),
+        ('{"train": {"steps": true}}', "{}: config.train.steps is True; expected int"),
+        ('{"train": {"steps": null}}', "{}: config.train.steps is None; expected int"),
+        ('{"train": {"steps": [5]}}', "{}: config.train.steps is "),
+        ('{"data": {"buckets": 5}}', "{}: config.data.buckets is 5; expected "),
+        ('{"data": {"train": "a.jsonl"}}', "{}: config.data.train is 'a.jsonl'; expected "),
+        ('{"loss": {"kl": "0.1"}}', "{}: config.loss.kl is '0.1'; expected float"),
+        ('{"remat": 1}', "{}: config.remat is 1; expected bool"),
+        ('{"train": 5}', "{}: config.train is 5; expected an object with fields"),
+        ('{"config": {"train": 5}, "data": "key"}', "{}: config.train is 5; expected an object with fields"),
+        ('{"config": 5, "data": "key"}', "{}: config is 5; expected an object with fields"),
+        ("[1, 2]", "{}: config is [1, 2]; expected an object with fields"),
+    ],
+)
+def test_a_mistake_in_json_is_one_sentence_with_the_file(tmp_path, text, sentence):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    for load in (lambda: load_file(path), lambda: load_run(tmp_path), lambda: parse("--config", path)):
+        with pytest.raises(UserError) as error:
+            load()
+        assert str(error.value).startswith(sentence.replace("{}", str(path))) and "\n" not in str(error.value)
+
+
+def test_whole_numbers_in_json_serve_as_numbers(tmp_path):
+    (tmp_path / "config.json").write_text('{"loss": {"kl": 1}, "data": {"buckets": [[32, 48, 16]]}}')
+    expected = change(change(Config(), "loss.kl", 1), "data.buckets", ((32, 48, 16),))
+    assert load_file(tmp_path / "config.json") == expected
+
+
+@pytest.mark.parametrize(
+    ("lines", "line", "sentence"),
+    [
+        (["import dataclasses", "def get_config(:", "    pass"], 2, "SyntaxError: "),
+        (["import nowhere_to_be_found"], 1, "ModuleNotFoundError: No module named 'nowhere_to_be_found'"),
+        (["", "def get_config():", "    raise ValueError('not today')"], 3, "ValueError: not today"),
+        (
+            ["from miracle_jax.config import Train", "def get_config():", "    return Train(", "        step=5)"],
+            3, "TypeError: Train.__init__() got an unexpected keyword argument 'step'",
+        ),
+        (
+            ["def inner():", "    return {}['steps']", "def get_config():", "    return inner()"],
+            2, "KeyError: 'steps'",
+        ),
+        (
+            ["import json", "", "def get_config():", "    return json.loads('{')"],
+            4, "JSONDecodeError: Expecting property name enclosed in double quotes",
+        ),
+    ],
+    ids=["syntax", "import", "raise", "field", "inner", "error with a line of its own"],
+)  # fmt: skip
+def test_a_config_file_that_fails_is_told_by_file_and_line(tmp_path, lines, line, sentence):
+    path = tmp_path / "mine.py"
+    path.write_text("\n".join(lines) + "\n")
+    for load in (lambda: load_file(path), lambda: parse("--config", path)):
+        with pytest.raises(UserError) as error:
+            load()
+        assert str(error.value).startswith(f"config file {path}:{line}: {sentence}")
+        assert error.value.__cause__ is None and error.value.__suppress_context__  # no traceback of ours
+
+
+def test_what_a_config_file_says_itself_is_told_as_it_is(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("from miracle_jax.errors import UserError\ndef get_config():\n    raise UserError('set X first')\n")
+    with pytest.raises(UserError, match="^set X first$"):
+        load_file(path)
+
+
 def test_a_config_file_that_is_missing_or_is_none_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match="config file configs/tny.py does not exist; the bundled ones are in configs/"):
         parse("--config", "configs/tny.py")

@@ -1,6 +1,7 @@
 """The whole model's forward pass: where z comes from, what padding may not change, its precisions."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from small import CONFIG, SIZES, miracle, random_batch
 
-from miracle_jax import losses
+from miracle_jax import cvae, losses
 
 BATCH = random_batch(4)
 KEY = jax.random.key(0)
@@ -113,3 +114,19 @@ def test_logits_of_bfloat16_arithmetic_have_the_digits_of_float32():
     half.decoder.head_bias[...] *= 0
     logits = half.decoder.logits(jnp.ones((1, 1, 16), jnp.bfloat16) / 3)
     assert np.mean(logits != logits.astype(jnp.bfloat16)) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "has"),
+    [
+        ("cpu", None, False), ("tpu", None, True), ("gpu", "7.0", False), ("gpu", "7.5", False), ("gpu", "8.0", True),
+        ("gpu", "8.9", True), ("gpu", "9.0", True), ("gpu", "10.0", True), ("gpu", "gfx90a", True), ("gpu", None, True),
+    ],
+)  # fmt: skip
+def test_auto_is_bfloat16_where_the_hardware_multiplies_it(monkeypatch, platform, capability, has):
+    device = SimpleNamespace(platform=platform, **({"compute_capability": capability} if capability else {}))
+    assert cvae.has_bfloat16(device) == has
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert cvae.compute_dtype(CONFIG) == (jnp.bfloat16 if has else jnp.float32)
+    for name in ("float32", "bfloat16"):
+        assert cvae.compute_dtype(dataclasses.replace(CONFIG, dtype=name)) == jnp.dtype(name)

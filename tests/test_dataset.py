@@ -158,6 +158,19 @@ def test_skip_drops_the_broken_lines_and_counts_them(tmp_path, caplog):
     assert "2 malformed lines dropped" in caplog.text and f"{path}:4: invalid JSON" in caplog.text
 
 
+def test_the_remedy_names_a_flag_only_where_there_is_one(tmp_path):
+    path = write(tmp_path / "a.jsonl", line(), b"{")
+    told = {}
+    for on_error in ("stop", ""):
+        with pytest.raises(UserError) as error:
+            read_files([("attitude", path)], SCHEMA, on_error)
+        told[on_error], _ = str(error.value).split("\n")
+    problem = "1 problem in 1 line of the data; "
+    assert told == {
+        "stop": problem + "mend them, or drop the lines with --data.on-error skip:", "": problem + "mend them:",
+    }  # fmt: skip
+
+
 def test_files_without_a_usable_line(tmp_path):
     with pytest.raises(UserError, match="no instances in .*empty.jsonl"):
         read_files([("attitude", write(tmp_path / "empty.jsonl", b""))], SCHEMA)
@@ -194,6 +207,45 @@ def test_sources_refuse(tmp_path):
     Schema((Attribute("mood", ("good", "bad")),)).save(tmp_path / "mine.toml")
     with pytest.raises(UserError, match="mine.toml differs from the schema of the bundled corpus.*--data.train mood=F"):
         dataset.sources(config.Data(schema=str(tmp_path / "mine.toml")))
+
+
+def test_labelled_data_are_a_file_with_or_without_an_attribute_or_the_bundled_test_set(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert dataset.labelled_source("a.jsonl", SCHEMA) == [(None, "a.jsonl")]
+    assert dataset.labelled_source("Language Style=~/a.jsonl", SCHEMA) == [("language_style", "/home/me/a.jsonl")]
+    assert dataset.labelled_source("~/x=1/a.jsonl", SCHEMA) == [(None, "/home/me/x=1/a.jsonl")]
+    assert dataset.labelled_source("attitude=gs://some/a.jsonl", SCHEMA) == [("attitude", "gs://some/a.jsonl")]
+    assert dataset.labelled_source("test", SCHEMA) == dataset.bundled("test")
+    with pytest.raises(UserError, match="unknown attribute 'atitude'; did you mean attitude?"):
+        dataset.labelled_source("atitude=a.jsonl", SCHEMA)
+
+
+def test_the_bundled_test_set_is_not_for_other_attributes():
+    other = Schema((*SCHEMA.attributes[:2], Attribute("mood", ("good", "bad"))))
+    with pytest.raises(UserError) as error:
+        dataset.labelled_source("test", other)
+    assert str(error.value) == (
+        "the bundled test set is labelled for language_style, attitude, mental_characteristic, this run for "
+        "language_style, attitude, mood; name a file of your own with --data"
+    )
+    assert dataset.labelled_source("mood=a.jsonl", other) == [("mood", "a.jsonl")]
+
+
+def test_a_run_keeps_its_files_by_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    data = config.Data(
+        train=("attitude=a.jsonl", "x/a=b.jsonl", "~/c.jsonl", "attitude=gs://some/d.jsonl"),
+        validation=(f"attitude={tmp_path}/a.jsonl", "gs://some/e=f.jsonl"), schema="mine.toml", frozen="data.npz",
+    )  # fmt: skip
+    assert dataset.absolute(data) == config.Data(
+        train=(
+            f"attitude={tmp_path}/a.jsonl", f"{tmp_path}/x/a=b.jsonl", "/home/me/c.jsonl", "attitude=gs://some/d.jsonl",
+        ),
+        validation=data.validation, schema=f"{tmp_path}/mine.toml", frozen=f"{tmp_path}/data.npz",
+    )  # fmt: skip
+    assert dataset.absolute(dataset.absolute(data)) == dataset.absolute(data)
+    assert dataset.absolute(config.Data()) == config.Data()  # the bundled corpus
 
 
 # ------------------------------------------------------------------------------------------------ building

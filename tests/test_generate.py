@@ -1,16 +1,22 @@
 """The generate and evaluate commands on the model of tests/micro.py: a context, a file, a conversation, mistakes."""
 
+import copy
+import dataclasses
 import io
 import itertools
 import json
 import re
 import shutil
+import subprocess
 import sys
 
 import micro
 import pytest
+from flax import nnx
 
-from miracle_jax import dataset, evaluate, generate
+from miracle_jax import config, dataset, evaluate, generate
+from miracle_jax.attributes import Attribute, Schema
+from miracle_jax.errors import UserError
 
 ALL = [", ".join(aspects) for aspects in itertools.product(
     ("plain", "lyrical"), ("pessimistic", "optimistic"), ("emotional", "critical")
@@ -116,6 +122,16 @@ def test_personalities_of_a_file_and_its_limit(tiny_run, tiny_model, data, tmp_p
     assert asked("--personality", "labelled", "--limit", "1") == [("a\u2028b", "")]
 
 
+def test_lines_without_a_tag_are_counted_where_labels_were_asked_for(tiny_run, tiny_model, data, capsys):
+    def told(*flags):
+        generate.main([str(tiny_run.workdir), "--data", data, "--limit", "1", *flags])
+        return capsys.readouterr().err
+
+    untagged = "warning: 2 of 5 contexts have no `tag`; their replies are not controlled\n"
+    assert told("--personality", "labelled") == untagged
+    assert told() == told("--personality", "plain") == told("--personality", "all") == ""
+
+
 def test_without_out_replies_are_printed_under_their_question(tiny_run, tiny_model, data, capsys):
     generate.main([str(tiny_run.workdir), "--data", data, "--personality", "all", "--limit", "1"])
     blank, question, *replies = capsys.readouterr().out.splitlines()
@@ -190,6 +206,34 @@ def test_an_interrupted_file_resumes_to_what_an_uninterrupted_one_is(
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_file_that_was_begun_with_other_parameters_is_not_continued(
+    tiny_run, tiny_model, data, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(generate, "CHUNK", 4)
+    other = copy.copy(tiny_model)
+    other.miracle = nnx.clone(tiny_model.miracle)
+    other.miracle.decoder.head_bias[...] += 1e-3
+
+    def write(model, stop=None):
+        """Returns the contexts of each call."""
+        watched = Watched(model, stop)
+        monkeypatch.setattr(generate, "load", lambda workdir: watched)
+        generate.main([
+            str(tiny_run.workdir), "--data", data, "--out", str(tmp_path / "out.jsonl"), "--personality", "all",
+            "--limit", "1",
+        ])  # fmt: skip
+        return watched.calls
+
+    with pytest.raises(SystemExit):
+        write(tiny_model, stop=2)
+    (part,) = tmp_path.glob(".out.jsonl.*.part")
+    assert part.read_bytes().count(b"\n") == 4
+    capsys.readouterr()
+    assert write(other) == [4, 4] and "resuming" not in capsys.readouterr().err
+    assert list(tmp_path.glob(".*")) == [part] and len(read_lines(tmp_path / "out.jsonl")) == 8
+    assert write(tiny_model) == [4] and "resuming after 4 replies" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------------------------------------ a conversation
 
 
@@ -259,6 +303,57 @@ def test_a_mistake_in_a_conversation_is_one_sentence_and_it_goes_on(
     assert line == "/help" or "\n" not in got
 
 
+@pytest.mark.parametrize(
+    "line", [b"\xff hi", b"How are \xed\xa0\x80 you?", b"\xff"], ids=["no character", "half a pair", "nothing else"]
+)
+def test_a_line_that_is_not_unicode_gets_a_sentence_and_the_conversation_goes_on(
+    tiny_run, tiny_model, monkeypatch, capsys, line
+):
+    """As a terminal that is not set to UTF-8 hands it over."""
+    text = line.decode(errors="surrogateescape")
+    refused, reply, end = converse(tiny_run, monkeypatch, capsys, f"{text}\n{RIVER}\n", "--personality", "lyrical")
+    assert refused == f"the turn {text!r} has {dataset.NOT_UNICODE}; is it UTF-8?" and "\\udc" in refused
+    assert reply == generate.show(tiny_model.reply([RIVER], "lyrical")).strip() and end == ""
+
+
+def test_a_line_that_cannot_be_decoded_gets_a_sentence_and_the_conversation_goes_on(
+    tiny_run, tiny_model, monkeypatch, capsys
+):
+    lines = iter([b"\xff", b"/samples 2", b"/quit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines).decode())
+    generate.main([str(tiny_run.workdir)])
+    _, refused, ready = capsys.readouterr().out.splitlines()
+    assert refused == "this line is not UTF-8; write it again, or set the terminal to UTF-8" and ready == "samples: 2"
+
+
+# ------------------------------------------------------------------------------------------------ warnings
+
+
+@pytest.fixture(scope="module")
+def warned(tiny_run, tmp_path_factory):
+    """What the real command writes to stderr when everything that it can warn of happens."""
+    long = {"input": ["How are you? " * 30], "output": [], "tag": [1, 1, 1]}
+    path = micro.write_lines(tmp_path_factory.mktemp("warned") / "contexts.jsonl", [LINES[2], LINES[0], long])
+    command = [sys.executable, "-m", "miracle_jax.generate", str(tiny_run.workdir), "--data", path, "--personality",
+               "labelled", "--sample.rtol", "1e-6", "--sample.max-steps", "1"]  # fmt: skip
+    done = subprocess.run(command, cwd=micro.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stderr.splitlines()
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        r"\d of 3 latents did not arrive within sample\.max_steps = 1; raise it or loosen sample\.rtol",
+        r"a question is longer than the encoder's limit; only its end is read",
+        r"1 of 3 contexts have no `tag`; their replies are not controlled",
+    ],
+)
+def test_the_command_writes_warnings_as_such_once_and_without_the_place_in_our_code(warned, sentence):
+    assert [bool(re.fullmatch(f"warning: {sentence}", line)) for line in warned].count(True) == 1, warned
+    assert not any("miracle_jax" in line or ".py" in line for line in warned)
+
+
 # ------------------------------------------------------------------------------------------------ mistakes
 
 
@@ -283,6 +378,15 @@ def fails(main, capsys, *argv) -> str:
         ([RIVER, "--data", "test"], "give either a context or --data, not both"),
         ([RIVER, "--out", "x.jsonl"], "--out is where the replies to --data go"),
         (["--data", "nowhere.jsonl"], "file nowhere.jsonl does not exist"),
+        (["--data", "mood=nowhere.jsonl"], "unknown attribute 'mood'; there are language_style, attitude,"),
+        (["\udcff hi"], "the turn '\\udcff hi' has half of a surrogate pair"),
+        ([RIVER, "--limit", "2"], "--limit is how many contexts of --data are answered; name a file of contexts with"),
+        (["--limit", "2"], "--limit is how many contexts of --data are answered; name a file of contexts with it"),
+        (["--out", "x.jsonl"], "--out is where the replies to --data go; name a file of contexts with --data"),
+        ([RIVER, "--personality", "labelled"], "--personality labelled takes the labels of --data; without it name"),
+        (["--personality", "labelled"], "--personality labelled takes the labels of --data; without it name aspects"),
+        (["--personality", "all"], "--personality all answers a context or --data; a conversation has one personality"),
+        ([RIVER, "--seed", "1", "Well."], "'Well.' belongs to no flag; words without a flag come first: python -m"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_sentence(tiny_run, tiny_model, capsys, arguments, sentence):
@@ -303,6 +407,55 @@ def test_a_bad_line_is_named_by_file_and_line(tiny_run, tiny_model, tmp_path, ca
     ):
         assert f"{path}:{number}: {problem}" in message
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_words_come_before_flags(tiny_run, capsys):
+    first = "belongs to no flag; words without a flag come first: python -m miracle_jax"
+    message = fails(generate.main, capsys, tiny_run.workdir, "--seed", 1, RIVER)
+    assert message == f"{RIVER!r} {first}.generate WORKDIR [QUESTION [REPLY QUESTION ...]]"
+    message = fails(evaluate.main, capsys, tiny_run.workdir, "--seed", 1, "word")
+    assert message == f"'word' {first}.evaluate WORKDIR"
+    message = fails(evaluate.main, capsys, tiny_run.workdir, "word", "--seed", 1)
+    assert message == "'word' is not understood: after the folder of the run come flags; --help lists them"
+    for main in (generate.main, evaluate.main):
+        with pytest.raises(SystemExit) as stop:
+            main([str(tiny_run.workdir), "--sed", "1", "word"])
+        assert stop.value.code == 2 and "--seed" in capsys.readouterr().err
+
+
+def test_malformed_lines_of_contexts_are_to_be_mended(tiny_run, tiny_model, tmp_path, capsys):
+    """There is no flag to skip them with."""
+    path = tmp_path / "bad.jsonl"
+    path.write_text("{\n")
+    message = fails(generate.main, capsys, tiny_run.workdir, "--data", path)
+    assert message.startswith(f"1 problem in 1 line of the data; mend them:\n{path}:1: invalid JSON")
+
+
+@pytest.mark.parametrize("main", [generate.main, evaluate.main])
+def test_a_remote_folder_is_one_sentence(capsys, main):
+    message = fails(main, capsys, "gs://bucket/run")
+    assert message == (
+        "gs://bucket/run is not a local folder; a run is kept on a local disk, only data.cache may be remote"
+    )
+
+
+def with_data(model, **changes):
+    """The model as if its run had learned from other data."""
+    other = copy.copy(model)
+    other.config = dataclasses.replace(model.config, data=dataclasses.replace(model.config.data, **changes))
+    return other
+
+
+@pytest.mark.parametrize("command", [generate, evaluate])
+def test_the_bundled_test_set_is_not_for_other_attributes(tiny_run, tiny_model, monkeypatch, capsys, command):
+    data = tiny_model.config.data
+    other = with_data(tiny_model, train=data.train[:2], validation=data.validation[:2])
+    other.schema = Schema((*tiny_model.schema.attributes[:2], Attribute("mood", ("good", "bad"))))
+    monkeypatch.setattr(command, "load", lambda workdir: other)
+    assert fails(command.main, capsys, tiny_run.workdir, "--data", "test") == (
+        "the bundled test set is labelled for language_style, attitude, mental_characteristic, this run for "
+        "language_style, attitude, mood; name a file of your own with --data"
+    )
 
 
 @pytest.mark.parametrize("main", [generate.main, evaluate.main])
@@ -385,3 +538,47 @@ def test_evaluation_needs_lines_that_are_labelled_throughout(evaluated, tmp_path
     message = fails(evaluate.main, capsys, evaluated, "--data", half)
     assert message == "no line of the data is labelled for every attribute; control accuracy needs such lines"
     assert "at least 1" in fails(evaluate.main, capsys, evaluated, "--per-personality", 0)
+
+
+def test_evaluation_takes_a_file_of_one_attribute_for_what_it_is(evaluated, tmp_path, capsys):
+    one = micro.write_lines(tmp_path / "one.jsonl", [micro.dialogue(0, "The {} is lost again.", "pessimistic")])
+    message = fails(evaluate.main, capsys, evaluated, "--data", f"attitude={one}")
+    assert message == "no line of the data is labelled for every attribute; control accuracy needs such lines"
+    assert fails(evaluate.main, capsys, evaluated, "--data", f"mood={one}").startswith("unknown attribute 'mood'")
+
+
+def test_a_run_on_frozen_tokens_is_judged_by_files_that_are_named(evaluated, tiny_model, labelled, monkeypatch, capsys):
+    data = tiny_model.config.data
+    frozen = with_data(tiny_model, train=(), validation=(), frozen="data.npz")
+    monkeypatch.setattr(evaluate, "load", lambda workdir: frozen)
+    arguments = [evaluated, "--data", labelled, "--per-personality", 1]
+    train, validation = ["--train", *data.train], ["--validation", *data.validation]
+    for named in ([], train, validation):
+        assert fails(evaluate.main, capsys, *arguments, *named) == (
+            "this run learned from tokens (data.npz), but the judge learns from text; name its files with "
+            "--train language_style=FILE.jsonl ... --validation language_style=FILE.jsonl ..."
+        )
+    evaluate.main(list(map(str, [*arguments, *train, *validation])))
+    result = json.loads((evaluated / "evaluation.json").read_text())
+    assert result["contexts"] == 8 and result["attributes"]["language_style"]["judge"] == 1.0
+
+
+def test_the_judge_learns_from_the_files_that_are_named_else_from_the_runs(tiny_model, tmp_path):
+    def judged(data, **named):
+        return [len(found) for found in evaluate.judged_by(data, evaluate.Options(**named), tiny_model.schema)]
+
+    data = tiny_model.config.data
+    assert judged(data) == [72, 24] and judged(config.Data()) == [5832, 480]
+    assert judged(data, train=data.train[:1]) == [24, 24] and judged(data, validation=data.validation[:2]) == [72, 16]
+    with pytest.raises(UserError, match="^--train is given but --validation is not; name the files that the judge is"):
+        judged(config.Data(), train=data.train)
+
+
+@pytest.mark.parametrize("flag", ["--data", "--train", "--validation"])
+def test_malformed_lines_are_no_matter_of_a_flag_that_evaluation_lacks(
+    evaluated, tiny_model, labelled, tmp_path, capsys, flag
+):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("{\n")
+    message = fails(evaluate.main, capsys, evaluated, *(["--data", labelled] if flag != "--data" else []), flag, bad)
+    assert f"{bad}:1: invalid JSON" in message and "--data.on-error" not in message

@@ -10,6 +10,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import miracle_jax as mj
 from miracle_jax import sampler
@@ -17,6 +18,7 @@ from miracle_jax.config import Decode, Sample
 from miracle_jax.errors import UserError
 
 SOLVER = 1e-3  # of the energy: what the solver's step control may make of a difference in rounding
+FIXED = Sample(fixed_steps=8, batch_size=4)  # without step control the energy repeats to rounding
 RIVER, LAMP = ["What about the river?"], ["How are you?", "Well.", "What about the lamp?"]
 CONTEXTS = [RIVER, LAMP, ["What about the bread?"], ["What about the song?", "Fine.", "How are you?"]]
 PERSONALITIES = ["lyrical", "plain, optimistic, critical", None, {"attitude": "pessimistic"}]
@@ -77,6 +79,39 @@ def test_one_personality_serves_all_contexts(model):
 def test_a_long_conversation_is_cut_not_refused(model):
     long = ["How are you?", "Well."] * 30 + RIVER
     assert model.reply(long, "lyrical").ok
+
+
+def test_contexts_are_encoded_in_the_bucket_that_holds_them_in_pieces_of_at_most_a_batch(model, monkeypatch):
+    shapes, encode = [], model._encode
+
+    def spy(encoder, tokens, length):
+        assert (length <= tokens.shape[1]).all()
+        shapes.append(tokens.shape)
+        return encode(encoder, tokens, length)
+
+    monkeypatch.setattr(model, "_encode", spy)
+    contexts = [LAMP, *CONTEXTS, RIVER]
+    options = {"sample": FIXED, "decode": Decode(max_new_tokens=14, batch_size=2)}
+    together = model.replies(contexts, "lyrical, critical", **options)
+    assert {width for _, width in shapes} == {bucket[0] for bucket in model.config.data.buckets}
+    assert len(shapes) > 2 and max(rows for rows, _ in shapes) == 2
+    shapes.clear()
+    for context, reply in zip(contexts, together, strict=True):
+        alone = model.reply(context, "lyrical, critical", **options)
+        assert alone.text == reply.text
+        assert alone.energy == pytest.approx(reply.energy, abs=1e-5)
+        assert alone.energy_before == pytest.approx(reply.energy_before, abs=1e-5)
+    assert [width for _, width in shapes] == [32, 16, 32, 16, 32, 16]
+
+
+def test_a_part_of_the_contexts_gets_the_replies_that_it_gets_among_all(model):
+    options = {"samples": 2, "seed": 3, "sample": FIXED, "decode": Decode(max_new_tokens=14, temperature=1.5)}
+    whole = model.replies(CONTEXTS * 2, "lyrical", **options)
+    tail = model.replies(CONTEXTS, "lyrical", first=4, **options)
+    assert [reply.text for reply in tail] == [reply.text for reply in whole[4:]]
+    assert [reply.energy for reply in tail] == pytest.approx([reply.energy for reply in whole[4:]], abs=1e-5)
+    assert [reply.text for reply in whole[:4]] != [reply.text for reply in whole[4:]]  # the number decides
+    assert len({reply.energy for reply in whole}) == 8
 
 
 # ------------------------------------------------------------------------------------------------ the controls
@@ -179,11 +214,19 @@ def test_a_latent_that_is_not_finite_is_reported_as_such(model, caplog):
         ({"input": "How are you?"}, "the input and the output of a context are lists of turns, not a text"),
         (["How are you?", " ", "Really?"], "a turn of the context is ' '; every turn is a text that is not empty"),
         (["How are you?", 3, "Really?"], "a turn of the context is 3; every turn is a text"),
+        ({"input": None}, "the input and the output of a context are lists of turns, not None"),
+        ({"input": RIVER, "output": None}, "the input and the output of a context are lists of turns, not None"),
+        ({"input": ["a", "b"], "output": 7}, "the input and the output of a context are lists of turns, not 7"),
+        ({"input": [None]}, "a turn of the context is None; every turn is a text that is not empty"),
+        (["\ud800 hi"], r"the turn '\\ud800 hi' has half of a surrogate pair .*; is it UTF-8\?"),
+        (["hi", "\udcff", "hi"], r"the turn '\\udcff' has half of a surrogate pair"),
+        (7, "a context is a list of turns or a mapping with input and output, not 7"),
     ],
 )
 def test_a_context_that_cannot_be_answered_is_one_sentence(model, context, sentence):
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=sentence) as error:
         model.reply(context)
+    assert "\n" not in str(error.value) and str(error.value).isprintable()
 
 
 @pytest.mark.parametrize(
@@ -197,11 +240,41 @@ def test_a_context_that_cannot_be_answered_is_one_sentence(model, context, sente
         ({"personalities": "plain", "weights": {"attitude": -1}}, "weight of attitude is -1; a weight is a finite"),
         ({"personalities": "plain", "weights": {"attitude": math.nan}}, "weight of attitude is nan; a weight is"),
         ({"samples": 0}, "samples is 0; a context needs at least one latent"),
+        ({"personalities": 7}, "a personality is text, a list of aspects or a mapping, not 7"),
+        ({"personalities": ["plain", 7, None, None]}, "a personality is text, a list of aspects or a mapping, not 7"),
+        ({"personalities": [["plain", 7]] * 4}, "a personality lists aspects by name, not 7; write for instance"),
+        ({"weights": {"attitude": "2"}}, "the weight of attitude is '2'; a weight is a finite number, at least 0"),
+        ({"weights": {"attitude": None}}, "the weight of attitude is None; a weight is a finite number, at least 0"),
+        ({"weights": {"attitude": math.inf}}, "the weight of attitude is inf; a weight is a finite number"),
+        ({"samples": 1.5}, "samples is 1.5; expected a whole number, at least 1"),
+        ({"samples": "4"}, "samples is '4'; expected a whole number, at least 1"),
+        ({"seed": "a"}, "seed is 'a'; expected a whole number"),
+        ({"seed": None}, "seed is None; expected a whole number"),
+        ({"first": -1}, "first is -1; expected a whole number, at least 0"),
+        ({"decode": Decode(max_new_tokens=10**6)}, r"max_new_tokens 1000000 \+ 2 exceeds decoder.max_positions 20$"),
+        ({"decode": Decode(max_new_tokens=14, temperature=-1.0)}, "decode.temperature is -1.0; it must be at least 0"),
+        ({"sample": Sample(rtol=0.0)}, "sample.rtol is 0.0; it must be above 0"),
+        ({"sample": Sample(method="odee")}, "sample.method is 'odee'; it must be one of ode, langevin, sde"),
     ],
 )
 def test_a_mistaken_option_is_one_sentence(model, options, sentence):
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=sentence) as error:
         model.replies(CONTEXTS, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_numbers_may_be_numpys(model):
+    ours = model.replies([RIVER], "lyrical", samples=2, seed=3, weights={"attitude": 2})
+    numpys = {"samples": np.int64(2), "seed": np.int32(3), "weights": {"attitude": np.float32(2)}}
+    assert model.replies([RIVER], "lyrical", **numpys) == ours
+
+
+def test_a_remote_folder_is_one_sentence():
+    with pytest.raises(UserError) as error:
+        mj.load("gs://bucket/run")
+    assert str(error.value) == (
+        "gs://bucket/run is not a local folder; a run is kept on a local disk, only data.cache may be remote"
+    )
 
 
 def test_a_folder_without_a_finished_run_is_one_sentence(tiny_run, tmp_path):
@@ -233,3 +306,23 @@ def test_a_second_call_of_the_same_shape_compiles_nothing(model, replies):
 
 def test_a_reply_is_plain_data(replies):
     assert json.loads(json.dumps([dataclasses.asdict(reply) for reply in replies]))[0]["text"] == replies[0].text
+
+
+def test_the_fingerprint_changes_with_every_parameter(model, tiny_run):
+    assert mj.load(tiny_run.workdir).fingerprint() == model.fingerprint()
+    seen = {model.fingerprint()}
+    trees = {"miracle": model.miracle, **model.heads}
+    for name, module in trees.items():
+        graphdef, params = nnx.split(module)
+        leaves, tree = jax.tree.flatten(nnx.to_pure_dict(params))
+        for i, leaf in enumerate(leaves):
+            moved = np.array(leaf)
+            moved.flat[-1] = np.nextafter(moved.flat[-1], np.float32(np.inf))
+            other = copy.copy(model)
+            other_module = nnx.merge(graphdef, jax.tree.unflatten(tree, [*leaves[:i], moved, *leaves[i + 1 :]]))
+            if name == "miracle":
+                other.miracle = other_module
+            else:
+                other.heads = model.heads | {name: other_module}
+            seen.add(other.fingerprint())
+    assert len(seen) == 1 + sum(len(jax.tree.leaves(nnx.state(module))) for module in trees.values())

@@ -3,11 +3,14 @@
 What a single step computes is tested in test_losses.py, test_cvae.py and test_mesh.py.
 """
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +20,13 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
-from small import random_batch
+from small import CONFIG, SIZES, random_batch
 
 import miracle_jax as mj
 from miracle_jax import checkpoint, config, dataset, pipeline, train
 from miracle_jax.attributes import Attribute, Schema
 from miracle_jax.command_line import read_config
-from miracle_jax.cvae import Outputs
+from miracle_jax.cvae import Miracle, Outputs
 from miracle_jax.errors import UserError
 from miracle_jax.latent import Gaussian
 
@@ -32,6 +35,9 @@ SHORT = [
     *ONE_BUCKET, "--train.batch-size", "16", "--train.accumulate", "2", "--train.steps", "6", "--train.eval-every", "3",
     "--train.save-every", "6", "--train.log-every", "4",
 ]  # fmt: skip
+
+
+GIVEN = ["--workdir", "x", "--config", micro.__file__]
 
 
 def train_here(arguments) -> dict:
@@ -185,6 +191,25 @@ def test_another_config_is_refused_by_name_and_harmless_changes_are_not(tiny_run
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("folder", ["", "~/", "../{}/"])
+def test_the_same_files_under_another_spelling_are_the_same_run(tiny_run, tmp_path, monkeypatch, capsys, folder):
+    run = micro.Run(tmp_path / "run", tiny_run.flags)
+    shutil.copytree(tiny_run.workdir, run.workdir)
+    home = tiny_run.workdir.parent
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("HOME", str(home))
+    spelled = [flag.replace(f"={home}/", "=" + folder.format(home.name)) for flag in run.flags]
+    assert spelled != run.flags and all(str(home) not in flag for flag in spelled if "=" in flag)
+    facts = train_here(micro.Run(run.workdir, spelled).arguments)
+    assert "is finished" in capsys.readouterr().out
+    assert facts == json.loads((run.workdir / "model.json").read_text())
+    data = config.load_run(run.workdir).data
+    assert len(data.train) == len(data.validation) == 3
+    for name, file in (item.split("=") for item in (*data.train, *data.validation)):
+        assert os.path.isabs(file) and name in micro.REPLIES
+        assert (home / file.rpartition("/")[2]).samefile(file)
+
+
 def test_other_data_is_refused(tmp_path):
     flags = micro.write_corpus(tmp_path)
     arguments = micro.Run(tmp_path / "run", flags).arguments
@@ -210,6 +235,28 @@ def test_a_start_that_was_cut_short_leaves_nothing_to_stumble_over(tmp_path, mon
     monkeypatch.setattr(train, "start_run", stop)
     with pytest.raises(Started):
         train.train(settings, tmp_path / "run")
+
+
+def test_model_json_comes_last_so_that_a_run_cut_short_at_its_end_is_finished_by_the_same_command(
+    tiny_run, tmp_path, monkeypatch
+):
+    run = micro.Run(tmp_path / "run", tiny_run.flags)
+    shutil.copytree(tiny_run.workdir, run.workdir)
+    for name in ("model.json", "training.png"):
+        (run.workdir / name).unlink()
+    shutil.rmtree(run.workdir / "model")
+
+    def fail(_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
+        patched.setattr(train.Report, "plot", fail)
+        train_here(run.arguments)
+    assert not (run.workdir / "model.json").exists()
+    train_here(run.arguments)
+    assert {path.name for path in run.workdir.iterdir()} == {path.name for path in tiny_run.workdir.iterdir()}
+    assert (run.workdir / "model.json").read_bytes() == (tiny_run.workdir / "model.json").read_bytes()
+    assert_equal_trees(saved(run.workdir / "model"), saved(tiny_run.workdir / "model"))
 
 
 # ------------------------------------------------------------------------------------------------ going wrong
@@ -243,8 +290,8 @@ def test_a_nan_stops_by_name_and_step_and_the_last_checkpoint_is_intact(tiny_run
     [
         ([], "--workdir is missing"),
         (["--workdir", "x", "--config", "nowhere.py"], "config file nowhere.py does not exist"),
-        (["--workdir", "x", "--data.train", "mood=a.jsonl"], "unknown attribute 'mood'"),
-        (["--workdir", "x", "--data.train", "attitude=nowhere.jsonl"], "no such data file: nowhere.jsonl"),
+        ([*GIVEN, "--data.train", "mood=a.jsonl"], "unknown attribute 'mood'"),
+        ([*GIVEN, "--data.train", "attitude=nowhere.jsonl"], "no such data file: nowhere.jsonl"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_sentence_and_status_2(monkeypatch, capsys, tmp_path, arguments, sentence):
@@ -407,15 +454,74 @@ def test_micro_batches_draw_different_noise():
     assert abs(once["reconstruct"] - both["reconstruct"]) > 1e-4
 
 
-@pytest.mark.parametrize(("steps", "warm"), [(100, 5), (4, 1), (1, 1)])
-def test_the_learning_rate_rises_for_the_warm_up_and_falls_to_zero(steps, warm):
-    settings = config.Config(train=config.Train(learning_rate=2.0, warmup=0.05))
+def test_a_step_takes_over_the_memory_of_its_state():
+    settings = config.Config()
+    graphdef, params = nnx.split(Toy())
+    optimizer, _ = train.make_optimizer(settings, 10)
+    params = nnx.to_pure_dict(params)
+    state = {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
+    step = train.make_train_step(settings, graphdef, optimizer, train.Keys.of(0).steps)
+    batch = jax.tree.map(jnp.asarray, random_batch(1, 4))
+    memory = step.lower(state, batch).compile().memory_analysis()
+    old = jax.tree.leaves((state["params"], state["opt_state"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # JAX warns of what was given and not used
+        new, _ = step(state, batch)
+    assert len(old) > 3 * len(jax.tree.leaves(params)) and all(leaf.is_deleted() for leaf in old)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((new, batch)))
+    if memory is not None:
+        assert memory.alias_size_in_bytes >= sum(leaf.nbytes for leaf in jax.tree.leaves(new))
+
+
+def equations(jaxpr) -> int:
+    """How many there are in a program and in the programs inside it: bodies of loops, functions that it calls."""
+    inside = jax.tree.leaves([list(e.params.values()) for e in jaxpr.eqns], is_leaf=lambda leaf: hasattr(leaf, "eqns"))
+    return len(jaxpr.eqns) + sum(equations(leaf) for leaf in inside if hasattr(leaf, "eqns"))
+
+
+def test_a_deeper_model_is_not_a_longer_program():
+    """Of the whole training step, so that compiling takes as long for twelve layers as for two."""
+
+    def traced(encoder, decoder):
+        settings = dataclasses.replace(
+            CONFIG, encoder=dataclasses.replace(CONFIG.encoder, depth=encoder),
+            decoder=dataclasses.replace(CONFIG.decoder, depth=decoder),
+        )  # fmt: skip
+        graphdef, params = nnx.split(nnx.eval_shape(lambda: Miracle(settings, SIZES, nnx.Rngs(0))))
+        optimizer, _ = train.make_optimizer(settings, 10)
+        params = nnx.to_pure_dict(params)
+        state = {"params": params, "opt_state": jax.eval_shape(optimizer.init, params), "step": jnp.int32(0)}
+        step = train.make_train_step(settings, graphdef, optimizer, train.Keys.of(0).steps)
+        assert params["prior"]["bert"]["layers"]["blocks"]["mlp_in"]["kernel"].shape[0] == encoder
+        return equations(jax.make_jaxpr(step)(state, random_batch(1, 3)).jaxpr)
+
+    two = traced(2, 2)
+    assert two > 500 and traced(6, 2) == traced(2, 6) == two
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.05, 1.0])
+@pytest.mark.parametrize("steps", [1, 2, 20, 100])
+def test_the_learning_rate_is_linear_on_both_sides_of_its_peak_and_no_step_is_without(steps, warmup):
+    settings = config.Config(train=config.Train(learning_rate=2.0, warmup=warmup))
     _, schedule = train.make_optimizer(settings, steps)
-    rates = [float(schedule(step)) for step in range(steps)]
-    assert rates[:warm] == pytest.approx([2.0 * (i + 1) / warm for i in range(warm)])
-    falling = rates[warm - 1 :]
-    assert np.diff(falling) == pytest.approx(-2.0 / max(steps - warm, 1), rel=1e-4)
-    assert steps == 1 or rates[-1] == pytest.approx(0.0, abs=1e-6)
+    rates = [float(schedule(step)) for step in range(steps + 1)]
+    warm = max(round(warmup * steps), 1)
+    assert rates[:warm] == pytest.approx([2.0 * (i + 1) / warm for i in range(warm)], abs=1e-6)
+    left = steps - warm + 1  # from the peak to 0, which comes after the last step
+    assert rates[warm - 1 :] == pytest.approx([2.0 * (1 - i / left) for i in range(left + 1)], abs=1e-6)
+    assert max(rates) == rates[warm - 1] == pytest.approx(2.0) and min(rates[:-1]) >= 2.0 / steps - 1e-6
+
+
+def test_every_use_of_randomness_has_a_key_of_its_own():
+    def words(keys):
+        return [tuple(jax.random.key_data(key).tolist()) for key in keys]
+
+    keys = [train.Keys.of(seed) for seed in (0, 1, 2)]
+    assert len({key for of_seed in keys for key in words(of_seed)}) == 9
+    assert words(train.Keys.of(0)) == words(keys[0])
+    for init, steps, refit in keys:
+        of_steps = words(jax.random.fold_in(steps, n) for n in range(10))
+        assert len(set(of_steps)) == 10 and not set(of_steps) & set(words([init, steps, refit]))
 
 
 def test_clipping_is_by_the_global_norm():

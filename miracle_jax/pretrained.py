@@ -1,0 +1,288 @@
+"""Pretrained checkpoints: what their configs mean, reading their weights, and starting a model from them."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+from miracle_jax import config, gguf_file, weights
+from miracle_jax.errors import UserError
+from miracle_jax.hub import WEIGHTS, locate
+from miracle_jax.tokenizers import load_tokenizer
+from miracle_jax.weights import Tensor
+
+ACTIVATIONS = {
+    "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu",
+    "swish": "silu",
+}  # fmt: skip
+OURS = {"encoder": ("dropout", "init_std"), "decoder": ("dropout", "init_std")}
+"""Fields of a shape that weights do not decide."""
+SPARE_ROWS = 512
+"""Rows that an embedding may have beyond its tokenizer's tokens: some are padded to a round number."""
+
+
+# ------------------------------------------------------------------------------------------------ what it means
+
+
+def resolve(settings: config.Config, run: config.Config | None = None) -> config.Config:
+    """The config with the shapes and the tokenizers of the checkpoints that it names. Without names: as it is.
+
+    Dropout and initial deviations stay as configured; everything that the weights decide is the checkpoint's.
+
+    run: that of a run to resume; where it names the same checkpoint, its shape is taken and nothing is looked up.
+    """
+    data, parts = settings.data, {}
+    for part in ("encoder", "decoder"):
+        shape = getattr(settings, part)
+        tokenizer = getattr(data, f"{part}_tokenizer") or shape.pretrained
+        parts[part] = shape
+        if not shape.pretrained:
+            continue
+        data = dataclasses.replace(data, **{f"{part}_tokenizer": tokenizer})
+        before = run and getattr(run, part)
+        if before and before.pretrained == shape.pretrained:
+            ours = {name: getattr(shape, name) for name in OURS[part]}
+            parts[part] = dataclasses.replace(before, **ours)
+            continue
+        name = f"{part}.pretrained {shape.pretrained}"
+        values = _config_of(locate(shape.pretrained, f"{part}.pretrained"))
+        shape = bert_shape(values, shape, name) if part == "encoder" else decoder_shape(values, shape, name)
+        tokens, rows = load_tokenizer(part, tokenizer).size, shape.vocab_size
+        added = 2 if part == "decoder" else 0  # <bos> and <eos>
+        if not rows - SPARE_ROWS <= tokens <= rows + added:
+            raise UserError(
+                f"the tokenizer {tokenizer} has {tokens} tokens but {name} has {rows} embedding rows; name by "
+                f"--data.{part}-tokenizer the one that it was trained with"
+            )
+        parts[part] = dataclasses.replace(shape, vocab_size=max(rows, tokens))
+    return dataclasses.replace(settings, data=data, **parts)
+
+
+def _config_of(path: Path) -> dict:
+    """transformers' config of a checkpoint; of a .gguf file, the same made from its metadata."""
+    if path.suffix == ".gguf":
+        return gguf_file.config_of(path)
+    try:
+        return json.loads((path / "config.json").read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path} has no config.json; it is not a transformers checkpoint") from None
+    except (ValueError, NotADirectoryError) as error:
+        raise UserError(f"{path / 'config.json'} cannot be read: {error}") from None
+
+
+class _Reader:
+    """Takes entries out of a transformers config and collects what we do not support, by name."""
+
+    def __init__(self, values: dict, name: str):
+        self.values, self.name, self.problems = values, name, []
+
+    def __call__(self, key: str, default=None):
+        value = self.values.get(key)
+        value = default if value is None else value
+        if value is None:
+            self.problems.append(f"{key} is missing")
+            return 1
+        return value
+
+    def must(self, key: str, wanted, default) -> None:
+        value = self.values.get(key, default)
+        if value not in (wanted if isinstance(wanted, tuple) else (wanted,)):
+            self.problems.append(f"{key} is {value!r}, supported is {wanted!r}")
+
+    def activation(self, key: str, default: str) -> str:
+        value = self(key, default)
+        if value not in ACTIVATIONS:
+            self.problems.append(f"{key} is {value!r}, supported are {', '.join(ACTIVATIONS)}")
+        return ACTIVATIONS.get(value, "gelu")
+
+    def done(self) -> None:
+        if self.problems:
+            raise UserError(f"{self.name} is a model that is not supported: " + "; ".join(self.problems))
+
+
+def bert_shape(values: dict, base: config.Bert, name: str) -> config.Bert:
+    """The shape that a transformers BertConfig describes."""
+    take = _Reader(values, name)
+    take.must("model_type", "bert", "bert")
+    take.must("position_embedding_type", ("absolute", None), "absolute")
+    take.must("is_decoder", (False, None), False)
+    take.must("add_cross_attention", (False, None), False)
+    shape = dataclasses.replace(
+        base, vocab_size=take("vocab_size"), width=take("hidden_size"), depth=take("num_hidden_layers"),
+        heads=take("num_attention_heads"), mlp=take("intermediate_size"),
+        max_positions=take("max_position_embeddings"), segments=take("type_vocab_size", 2),
+        activation=take.activation("hidden_act", "gelu"), norm_eps=take("layer_norm_eps", 1e-12),
+    )  # fmt: skip
+    take.done()
+    return shape
+
+
+def decoder_shape(values: dict, base: config.Decoder, name: str) -> config.Gpt2 | config.Llama:
+    """The shape that a transformers GPT2Config or LlamaConfig describes; of `base` what weights do not decide."""
+    shared = {f.name: getattr(base, f.name) for f in dataclasses.fields(config.Decoder)}
+    take = _Reader(values, name)
+    if values.get("model_type") == "gpt2":
+        take.must("scale_attn_weights", True, True)
+        take.must("scale_attn_by_inverse_layer_idx", False, False)
+        take.must("add_cross_attention", False, False)
+        take.must("tie_word_embeddings", True, True)
+        width = take("n_embd")
+        shape = config.Gpt2(**shared | dict(
+            vocab_size=take("vocab_size"), width=width, depth=take("n_layer"), heads=take("n_head"),
+            mlp=take("n_inner", 4 * width), max_positions=take("n_positions", values.get("n_ctx")),
+            norm_eps=take("layer_norm_epsilon", 1e-5),
+        ), activation=take.activation("activation_function", "gelu_new"))  # fmt: skip
+    elif values.get("model_type") == "llama":
+        width, heads = take("hidden_size"), take("num_attention_heads")
+        rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+        if rope.get("rope_type", rope.get("type", "default")) != "default":
+            take.problems.append(f"rope_scaling is {rope}, supported is none")
+        take.must("attention_bias", False, False)
+        take.must("mlp_bias", False, False)
+        take.must("head_dim", (width // heads, None), None)
+        shape = config.Llama(**shared | dict(
+            vocab_size=take("vocab_size"), width=width, depth=take("num_hidden_layers"), heads=heads,
+            mlp=take("intermediate_size"), max_positions=take("max_position_embeddings"),
+            norm_eps=take("rms_norm_eps", 1e-6),
+        ), activation=take.activation("hidden_act", "silu"), kv_heads=take("num_key_value_heads", heads),
+            rope_theta=float(rope.get("rope_theta", values.get("rope_theta", 10000.0))),
+            tied=take("tie_word_embeddings", False))  # fmt: skip
+    else:
+        raise UserError(
+            f"{name} is a {values.get('model_type')!r} model; decoders of the GPT-2 and Llama families are supported"
+        )
+    take.done()
+    return shape
+
+
+# ------------------------------------------------------------------------------------------------ its weights
+
+
+def start_from(settings: config.Config, params: dict) -> tuple[dict, list[str]]:
+    """A model's parameters with the checkpoints' weights in place of the random ones.
+
+    settings: as `resolve` gives it. params: nested dict of a new Miracle.
+
+    Returns:
+      The parameters, and the paths of those that still are random.
+
+    Raises:
+      UserError as `weights.load` does.
+    """
+    from flax.traverse_util import flatten_dict
+
+    loaded = dict(params)
+    fresh = set(flatten_dict(params, sep="."))
+    if settings.encoder.pretrained:
+        name = f"encoder.pretrained {settings.encoder.pretrained}"
+        tensors = read_tensors(locate(settings.encoder.pretrained, "encoder.pretrained"), "bert")
+        for part in ("prior", "posterior"):
+            if part in params:
+                bert, lacking = weights.load(weights.bert(settings.encoder), tensors, params[part]["bert"], name)
+                loaded[part] = params[part] | {"bert": bert}
+                fresh -= {f"{part}.bert.{path}" for path in flatten_dict(bert, sep=".")} - {
+                    f"{part}.bert.{path}" for path in lacking
+                }
+    if settings.decoder.pretrained:
+        name = f"decoder.pretrained {settings.decoder.pretrained}"
+        path = locate(settings.decoder.pretrained, "decoder.pretrained")
+        rows = decoder_shape(_config_of(path), settings.decoder, name).vocab_size
+        table = weights.decoder(settings.decoder, settings.decoder.vocab_size - rows)
+        ours = params["decoder"]
+        named = {entry.path for entry in table.entries}
+        flat = flatten_dict(ours, sep=".")
+        tensors = read_tensors(path, settings.decoder.family)
+        decoder, _ = weights.load(table, tensors, ours, name)
+        loaded["decoder"] = decoder
+        fresh -= {f"decoder.{path}" for path in flat if path in named}
+    return loaded, sorted(fresh)
+
+
+PREFIXES = {"bert": "bert.", "gpt2": "transformer.", "llama": "model."}
+
+
+def read_tensors(path: Path, family: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint under the names of transformers' bare model.
+
+    family: "bert", "gpt2" or "llama".
+    """
+    if path.suffix == ".gguf":
+        tensors = gguf_file.read_tensors(path)
+    else:
+        tensors = tensors_of(path)
+    renamed = {}
+    for name, tensor in tensors.items():
+        name = name.removeprefix("_orig_mod.").removeprefix(PREFIXES[family])
+        if family == "bert":  # as converted from TensorFlow
+            name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
+            name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
+        renamed[name] = tensor
+    return renamed
+
+
+def tensors_of(path: Path) -> dict[str, Tensor]:
+    """All tensors of a weights file, or of a folder with one of WEIGHTS, by their names in it."""
+    if path.is_dir():
+        found = next((path / name for name in WEIGHTS if (path / name).exists()), None)
+        if found is None:
+            raise UserError(f"{path} has no weights; expected one of {', '.join(WEIGHTS)}")
+        path = found
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    if path.suffix == ".json":
+        try:
+            parts = json.loads(path.read_bytes())["weight_map"]
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{path} is not an index of weights: {error!r}") from None
+        tensors = {}
+        for part in sorted(set(parts.values())):
+            tensors |= tensors_of(path.parent / part)
+        lost = sorted(parts.keys() - tensors.keys())
+        if lost:
+            raise UserError(f"{path} lists tensors that its files do not hold: {', '.join(lost[:10])}")
+        return tensors
+    return _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    import safetensors
+
+    def read(name):
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return file.get_tensor(name)
+
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return {
+                name: Tensor(tuple(file.get_slice(name).get_shape()), lambda name=name: read(name))
+                for name in file.keys()  # noqa: SIM118 - not a dict
+            }
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from None
+
+
+def _pickled(path: Path) -> dict[str, Tensor]:
+    """A state dict that torch saved. Only weights are read: a file that would run code is refused."""
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f"{path} is in PyTorch's format and PyTorch is not installed; pip install torch, or convert the file to "
+            "safetensors where it is"
+        ) from None
+    import pickle
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a plain PyTorch state dict ({str(error).strip().splitlines()[0][:200]}); only tensors are "
+            "read, never code"
+        ) from None
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{path} holds something other than named tensors; save model.state_dict()")
+
+    def read(value):
+        return (value.float() if value.is_floating_point() else value).numpy()
+
+    return {name: Tensor(tuple(value.shape), lambda value=value: read(value)) for name, value in state.items()}
