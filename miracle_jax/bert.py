@@ -65,11 +65,19 @@ class Bert(nnx.Module):
         visible = (jnp.arange(S) < length[:, None])[:, None, :]
         return self.layers(x, visible, key=layers_key)[0]
 
+    def mean(
+        self, tokens: Int[Array, "B S"], length: Int[Array, " B"], key: Key[Array, ""] | None = None
+    ) -> Float[Array, "B D"]:
+        """Mean of the last layer over the row's tokens ([CLS] and [SEP] included), float32."""
+        x = self.hidden(tokens, length, key).astype(jnp.float32)
+        inside = (jnp.arange(tokens.shape[1]) < length[:, None])[:, :, None]
+        return jnp.sum(x * inside, axis=1) / jnp.maximum(length, 1)[:, None]
+
+    def pool(self, mean: Float[Array, "B D"]) -> Float[Array, "B D"]:
+        return jnp.tanh(self.pooler(mean))
+
     def __call__(
         self, tokens: Int[Array, "B S"], length: Int[Array, " B"], key: Key[Array, ""] | None = None
     ) -> Float[Array, "B D"]:
-        """Mean over the row's tokens ([CLS] and [SEP] included), then the pooler: Eq. 1 as the paper's code has it."""
-        x = self.hidden(tokens, length, key).astype(jnp.float32)
-        inside = (jnp.arange(tokens.shape[1]) < length[:, None])[:, :, None]
-        mean = jnp.sum(x * inside, axis=1) / jnp.maximum(length, 1)[:, None]
-        return jnp.tanh(self.pooler(mean))
+        """Mean pooling, then the pooler: Eq. 1 as the paper's code has it."""
+        return self.pool(self.mean(tokens, length, key))

@@ -52,6 +52,8 @@ class Bert:
     pretrained: str = ""
     """A BERT checkpoint to start from: a folder, a hub name, or package:NAME/PATH inside an installed package. It
     decides the shape and, unless data.encoder_tokenizer names another, the tokenizer."""
+    frozen: bool = False
+    """Train nothing of it but the pooler; every text is then encoded once, before training."""
     vocab_size: int = 30522
     width: int = 768
     depth: int = 12
@@ -74,6 +76,14 @@ class Decoder:
     pretrained: str = ""
     """A GPT-2 or Llama checkpoint to start from: a folder, a .gguf file, a hub name, or package:NAME/PATH. It decides
     family and shape and, unless data.decoder_tokenizer names another, the tokenizer."""
+    frozen: bool = False
+    """Train nothing of it but its adapters and the latent's projections."""
+    lora_rank: int = 0
+    """Rank of the adapters on every layer's matrices (Hu et al. 2021). 0: none."""
+    sees_context: bool = False
+    """Whether it also reads the context, before the reply; otherwise z alone tells it what was asked."""
+    context_tokens: int = 0
+    """Most tokens of the context that it reads. 0: the last question only (at most 64 tokens of it)."""
     vocab_size: int = 50258
     width: int = 768
     depth: int = 12
@@ -84,6 +94,15 @@ class Decoder:
     norm_eps: float = 1e-5
     init_std: float = 0.02
     """Standard deviation of the initial weights, here and in the latent's projections."""
+
+    @property
+    def prompt_limit(self) -> int:
+        """Most tokens of the context that it reads."""
+        return (self.context_tokens or LAST_QUESTION) if self.sees_context else 0
+
+
+LAST_QUESTION = 64
+"""Tokens of the last question that a decoder reads where it reads nothing else of the context."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +168,10 @@ class Train:
     steps: int = 0
     """Optimizer steps of stage 1 (the CVAE). 0: `epochs` decides."""
     epochs: float = 20.0
+    latent_steps: int = 0
+    """Steps before stage 1, with frozen encoders only: the latents and their heads without the decoder, which costs
+    next to nothing and spares the decoder a latent that says nothing yet."""
+    latent_batch_size: int = 96
     batch_size: int = 32
     """Instances per optimizer step, over all devices and processes."""
     accumulate: int = 1
@@ -275,12 +298,23 @@ class Config:
                 f"decoder.heads {self.decoder.heads} is not a multiple of decoder.kv_heads {groups}",
             )
             expect(self.decoder.rope_theta > 0, f"decoder.rope_theta is {self.decoder.rope_theta}; it must be above 0")
+        for name, part in (("encoder", self.encoder), ("decoder", self.decoder)):
+            expect(part.pretrained or not part.frozen, f"{name}.frozen is set, but {name}.pretrained names no weights")
+        expect(
+            self.decoder.frozen or not self.decoder.lora_rank,
+            "decoder.lora_rank is set, but without decoder.frozen all of the decoder is trained anyway",
+        )
+        expect(
+            self.encoder.frozen or not self.train.latent_steps,
+            "train.latent_steps is set, but only frozen encoders have latents to train on beforehand (encoder.frozen)",
+        )
         buckets = self.data.buckets
         expect(1 <= len(buckets) <= 6, f"data.buckets names {len(buckets)} shapes; it takes 1 to 6")
         expect(
             all(low <= high for a, b in itertools.pairwise(buckets) for low, high in zip(a, b, strict=True)),
             f"data.buckets {buckets} does not ascend in every length",
         )
+        prompt = self.decoder.prompt_limit
         for context, joint, reply in buckets[-1:]:
             longest = max(context, joint)
             expect(
@@ -289,9 +323,9 @@ class Config:
                 f"{self.encoder.max_positions}",
             )
             expect(
-                reply + 1 <= self.decoder.max_positions,
-                f"the last of data.buckets has {reply} reply tokens; with the latent's position that exceeds "
-                f"decoder.max_positions {self.decoder.max_positions}",
+                reply + 1 + prompt <= self.decoder.max_positions,
+                f"the last of data.buckets has {reply} reply tokens; with {prompt} of the context and the latent's "
+                f"position that exceeds decoder.max_positions {self.decoder.max_positions}",
             )
             expect(
                 min(context, reply) >= 8 and joint >= context,
@@ -299,8 +333,8 @@ class Config:
                 "shorter than the context's",
             )
         expect(
-            self.decode.max_new_tokens + 2 <= self.decoder.max_positions,
-            f"decode.max_new_tokens {self.decode.max_new_tokens} + 2 exceeds decoder.max_positions "
+            self.decode.max_new_tokens + 2 + prompt <= self.decoder.max_positions,
+            f"decode.max_new_tokens {self.decode.max_new_tokens} + {2 + prompt} exceeds decoder.max_positions "
             f"{self.decoder.max_positions}",
         )
         expect(
@@ -338,9 +372,11 @@ _LIMITS = (
         encoder.segments encoder.vocab_size encoder.width encoder.depth encoder.heads encoder.mlp encoder.max_positions
         decoder.vocab_size decoder.width decoder.depth decoder.heads decoder.mlp decoder.max_positions
         latent.size latent.hidden loss.kl_period train.batch_size train.log_every train.eval_every train.save_every
-        train.keep sample.max_steps sample.langevin_steps sample.batch_size decode.batch_size mesh.fsdp"""),
+        train.latent_batch_size train.keep sample.max_steps sample.langevin_steps sample.batch_size decode.batch_size
+        mesh.fsdp"""),
     ("at least 0", lambda x: x >= 0, """
         encoder.init_std decoder.init_std loss.reconstruct loss.kl loss.kl_floor loss.classify loss.gap train.steps
+        train.latent_steps decoder.lora_rank decoder.context_tokens
         train.weight_decay train.refit_epochs sample.fixed_steps sample.langevin_step sample.langevin_temperature
         sample.weight decode.temperature mesh.shard_above_mb"""),
     ("above 0", lambda x: x > 0, """

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Key
 
 from miracle_jax import decoder
@@ -66,15 +67,42 @@ class Miracle(nnx.Module):
         replies.
 
         Args:
-          batch: context (B, Sc), context_length (B,), joint (B, Sj), joint_length (B,), reply (B, Sr); see pipeline.py.
+          batch: context (B, Sc), context_length (B,), joint (B, Sj), joint_length (B,), reply (B, Sr), and where the
+            decoder sees the context prompt (B, Sp) and prompt_length (B,); see pipeline.py. Texts that frozen encoders
+            have read already are context_mean (B, D) and joint_mean (B, D) instead.
           key: for dropout and for the draw of z; None means neither (z is the mean).
           noise: scale of the draw's noise: 1 for a draw, 0 for the mean.
         """
         prior_key, posterior_key, z_key, decoder_key = split_key(key, 4)
-        prior = self.prior(batch["context"], batch["context_length"], prior_key)
-        posterior = None
-        if hasattr(self, "posterior"):
-            posterior = self.posterior(batch["joint"], batch["joint_length"], posterior_key)
+
+        def encode(encoder, name, key):
+            if f"{name}_mean" in batch:
+                return encoder.of_mean(batch[f"{name}_mean"])
+            return encoder(batch[name], batch[f"{name}_length"], key)
+
+        prior = encode(self.prior, "context", prior_key)
+        posterior = encode(self.posterior, "joint", posterior_key) if hasattr(self, "posterior") else None
         source = prior if posterior is None else posterior
         z = source.mean if z_key is None else source.sample(z_key, noise)
-        return Outputs(prior, posterior, z, self.decoder(batch["reply"], z, decoder_key), self.heads(z))
+        logits = self.decoder(batch["reply"], z, decoder_key, batch.get("prompt"), batch.get("prompt_length"))
+        return Outputs(prior, posterior, z, logits, self.heads(z))
+
+
+def split(config: Config, params: dict) -> tuple[dict, dict]:
+    """Parameters (nested dict of a Miracle) -> those that are trained, and those that stay as they were pretrained."""
+    flat = flatten_dict(params)
+    trained = {path: leaf for path, leaf in flat.items() if _is_trained(config, path)}
+    return unflatten_dict(trained), unflatten_dict({path: flat[path] for path in flat.keys() - trained.keys()})
+
+
+def _is_trained(config: Config, path: tuple[str, ...]) -> bool:
+    if path[0] in ("prior", "posterior") and path[1] == "bert":
+        return not config.encoder.frozen or path[2] == "pooler"
+    if path[0] == "decoder" and config.decoder.frozen:
+        return path[1] in ("latent_embed", "latent_proj") or path[-1] in ("adapter_in", "adapter_out")
+    return True
+
+
+def join(trained: dict, frozen: dict) -> dict:
+    """The reverse of `split`."""
+    return unflatten_dict(flatten_dict(trained) | flatten_dict(frozen)) if frozen else trained

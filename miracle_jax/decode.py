@@ -1,6 +1,6 @@
 """Latents to replies: one compiled loop over a key/value cache, which ends as soon as every reply has ended.
 
-Axis letters: B batch, T positions, L layers, H heads, K head size, Z latent, V vocabulary.
+Axis letters: B batch, P prompt tokens, T positions, L layers, H heads, K head size, Z latent, V vocabulary.
 """
 
 from functools import partial
@@ -23,6 +23,8 @@ def generate(
     eos: int,
     settings: config.Decode,
     key: Key[Array, ""],
+    prompt: Int[Array, "B P"] | None = None,
+    prompt_length: Int[Array, " B"] | None = None,
 ) -> tuple[Int[Array, "B T"], Int[Array, " B"]]:
     """Writes one reply a latent.
 
@@ -34,26 +36,30 @@ def generate(
       bos, eos: ids of `<bos>` and `<eos>`; `<eos>` is barred from the first `settings.min_new_tokens`.
       settings: lengths, temperature (0 is greedy) and top-p.
       key: seed of the sampling; greedy replies do not depend on it.
+      prompt, prompt_length: the context that a decoder which sees it reads first, padded on the left.
 
     Returns:
       Token ids, `<eos>` from the end of each reply on, T = settings.max_new_tokens; and the replies' lengths without
       `<eos>`. A reply that reached T tokens was cut there.
     """
     return _generate(
-        decoder, z, rows, allowed, key, settings.temperature, settings.top_p,
+        decoder, z, rows, allowed, key, settings.temperature, settings.top_p, prompt, prompt_length,
         bos=bos, eos=eos, least=settings.min_new_tokens, most=settings.max_new_tokens, greedy=settings.temperature == 0,
     )  # fmt: skip
 
 
 @partial(jax.jit, static_argnames=("bos", "eos", "least", "most", "greedy"))
-def _generate(decoder, z, rows, allowed, key, temperature, top_p, *, bos, eos, least, most, greedy):
+def _generate(
+    decoder, z, rows, allowed, key, temperature, top_p, prompt, prompt_length, *, bos, eos, least, most, greedy
+):
     B = z.shape[0]
-    slots = jnp.arange(most + 1)  # slot 0 is the latent's, token n (from 1) is kept in slot n
+    P = 0 if prompt is None else prompt.shape[1]
+    slots = jnp.arange(1 + P + most)  # slot 0 is the latent's, then come the prompt's, then reply token n (from 1)
     row_keys = jax.vmap(partial(jax.random.fold_in, key))(rows)
 
     def room(latent):
         L, _, _, H, K = latent.shape
-        return jnp.zeros((L, B, most + 1, H, K), latent.dtype).at[:, :, :1].set(latent)
+        return jnp.zeros((L, B, len(slots), H, K), latent.dtype).at[:, :, :1].set(latent)
 
     def unfinished(state):
         step, _, _, _, done, _ = state
@@ -61,9 +67,14 @@ def _generate(decoder, z, rows, allowed, key, temperature, top_p, *, bos, eos, l
 
     def write_token(state):
         step, token, cache, written, done, length = state
-        hidden, new = decoder.hidden(token[:, None], z, cache, slots <= step, step + 1)
+        visible, position = slots <= P + step, step + 1
+        if P:
+            padding = P - prompt_length[:, None]
+            visible = (visible & ((slots == 0) | (slots > padding)))[:, None]
+            position = position + prompt_length[:, None]
+        hidden, new = decoder.hidden(token[:, None], z, cache, visible, position)
         cache = tuple(
-            jax.lax.dynamic_update_slice_in_dim(old, fresh.astype(old.dtype), step + 1, axis=2)
+            jax.lax.dynamic_update_slice_in_dim(old, fresh.astype(old.dtype), P + step + 1, axis=2)
             for old, fresh in zip(cache, new, strict=True)
         )
         permitted = allowed & ((jnp.arange(allowed.shape[0]) != eos) | (step >= least))
@@ -77,7 +88,12 @@ def _generate(decoder, z, rows, allowed, key, temperature, top_p, *, bos, eos, l
         done = done | (token == eos)
         return step + 1, token, cache, written.at[:, step].set(token), done, length + ~done
 
-    cache = tuple(room(part) for part in decoder.latent_key_values(z))
+    latent = decoder.latent_key_values(z)
+    cache = tuple(room(part) for part in latent)
+    if P:
+        first = P - prompt_length
+        _, new = decoder.hidden(prompt, z, latent, jnp.ones((), bool), 1 - first[:, None], None, first)
+        cache = tuple(old.at[:, :, 1 : P + 1].set(fresh) for old, fresh in zip(cache, new, strict=True))
     written = jnp.full((B, most), eos, jnp.int32)
     start = (jnp.int32(0), jnp.full(B, bos, jnp.int32), cache, written, jnp.zeros(B, bool), jnp.zeros(B, jnp.int32))
     _, _, _, written, _, length = jax.lax.while_loop(unfinished, write_token, start)

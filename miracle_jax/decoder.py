@@ -98,14 +98,27 @@ class Decoder(nnx.Module):
         return jnp.einsum("BSD,VD->BSV", hidden, table, preferred_element_type=jnp.float32)
 
     def __call__(
-        self, tokens: Int[Array, "B S"], z: Float[Array, "B Z"], key: Key[Array, ""] | None = None
+        self,
+        tokens: Int[Array, "B S"],
+        z: Float[Array, "B Z"],
+        key: Key[Array, ""] | None = None,
+        prompt: Int[Array, "B P"] | None = None,
+        prompt_length: Int[Array, " B"] | None = None,
     ) -> Float[Array, "B S V"]:
         """Logits after each of the tokens of a whole reply, which starts with `<bos>`.
 
         Rows are padded on the right: a token never sees what follows it, so padding cannot change the logits before it.
+
+        prompt, prompt_length: the context that stands before the reply, padded on the left.
         """
-        hidden, _ = self.hidden(tokens, z, self.latent_key_values(z), jnp.ones((), bool), 1, key)
-        return self.logits(hidden)
+        past, visible = self.latent_key_values(z), jnp.ones((), bool)
+        if prompt is None:
+            hidden, _ = self.hidden(tokens, z, past, visible, 1, key)
+            return self.logits(hidden)
+        padding = prompt.shape[1] - prompt_length
+        together = jnp.concatenate([prompt, tokens], axis=1)
+        hidden, _ = self.hidden(together, z, past, visible, 1 - padding[:, None], key, padding)
+        return self.logits(hidden[:, prompt.shape[1] :])
 
 
 def table(rows: int, width: int, std: float, dtype: Any, rngs: nnx.Rngs) -> nnx.Embed:

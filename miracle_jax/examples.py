@@ -12,6 +12,7 @@ import numpy as np
 
 from miracle_jax import storage
 from miracle_jax.attributes import Schema
+from miracle_jax.config import Decoder
 from miracle_jax.dataset import Instance
 from miracle_jax.dialogues import Dialogues
 from miracle_jax.errors import UserError
@@ -19,33 +20,39 @@ from miracle_jax.tokenizers import Tokenizers
 
 FIELDS = ("context", "joint", "reply")
 """[CLS] context [SEP]; [CLS] context reply [SEP]; <bos> reply <eos>."""
+PROMPT = "prompt"
+"""The fourth field where the decoder sees the context: the context before the reply."""
 FORMAT = 1
 """Of length indices and frozen files."""
 KEPT = 2**18
 """Instances whose tokens stay in memory once they are read; about 1 kB each."""
 
 Limits = tuple[int, int, int]
-"""Most tokens of each of FIELDS."""
-Row = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""The token ids, int32, of each of FIELDS."""
+"""Most tokens of context, joint and reply."""
+Row = tuple[np.ndarray, ...]
+"""The token ids, int32, of each field."""
+
+
+NOTHING_SEEN = Decoder()
+"""A decoder that does not see the context."""
 
 
 class Examples(Protocol):
     """Tokenised instances; N of them."""
 
     lengths: np.ndarray
-    """(N, 3) int32: tokens of each of FIELDS."""
+    """(N, 3) or (N, 4) int32: tokens of each field."""
     labels: np.ndarray
     """(N, A) int32: aspect ids, -1 where unknown."""
     turns: np.ndarray
     """(N,) int32: number of questions in the context, 1 in a first turn."""
-    padding: tuple[int, int, int]
-    """The id that fills up each of FIELDS."""
+    padding: tuple[int, ...]
+    """The id that fills up each field."""
 
     def __len__(self) -> int: ...
 
     def tokens(self, indices: Sequence[int]) -> list[Row]:
-        """FIELDS of some instances."""
+        """The fields of some instances."""
         ...
 
 
@@ -56,10 +63,12 @@ class TokenisedDialogues:
     from the tokenizers and the limits.
     """
 
-    def __init__(self, instances: Dialogues, tokenizers: Tokenizers, limits: Limits):
-        self._instances, self._tokenizers, self._limits = instances, tokenizers, limits
-        self.padding = (tokenizers.encoder.pad_id, tokenizers.encoder.pad_id, tokenizers.decoder.eos_id)
-        name = hashlib.sha256(f"{FORMAT} {tokenizers_key(tokenizers)} {limits}".encode()).hexdigest()[:20]
+    def __init__(self, instances: Dialogues, tokenizers: Tokenizers, limits: Limits, decoder: Decoder = NOTHING_SEEN):
+        """decoder: the shape that tells what it sees of the context."""
+        self._instances, self._tokenizers, self._limits, self._decoder = instances, tokenizers, limits, decoder
+        self.padding = _padding(tokenizers)
+        seen = (decoder.sees_context, decoder.prompt_limit, decoder.context_tokens)
+        name = hashlib.sha256(f"{FORMAT} {tokenizers_key(tokenizers)} {limits} {seen}".encode()).hexdigest()[:20]
         path = instances.folder / f"lengths-{name}.npz"
         if not path.exists():
             with storage.replacing(path) as file:
@@ -86,6 +95,8 @@ class TokenisedDialogues:
         targets = list({i.replies[-1].strip() for i in instances})
         turn_ids = dict(zip(turns, encoder.encode_batch(turns), strict=True))
         target_ids = dict(zip(targets, decoder.encode_batch(targets), strict=True))
+        sees = self._decoder.sees_context
+        seen_ids = dict(zip(turns, decoder.encode_batch(turns), strict=True)) if sees else {}
         rows = []
         for instance in instances:
             questions = [turn_ids[turn.strip()] for turn in instance.questions]
@@ -95,6 +106,11 @@ class TokenisedDialogues:
                 encoder.joint_of(questions, replies, reply, joint_limit, reply_limit),
                 decoder.reply_of(target_ids[instance.replies[-1].strip()], reply_limit),
             )
+            if sees:
+                seen = (
+                    [seen_ids[turn.strip()] for turn in side] for side in (instance.questions, instance.replies[:-1])
+                )
+                row += (decoder.prompt_of(*seen, self._decoder),)
             rows.append(tuple(np.array(ids, np.int32) for ids in row))
         return rows
 
@@ -115,11 +131,12 @@ class TokenisedDialogues:
 class TokenArrays:
     """Examples in memory, as a frozen file holds them."""
 
-    def __init__(self, arrays: dict[str, np.ndarray], padding: tuple[int, int, int]):
+    def __init__(self, arrays: dict[str, np.ndarray], padding: tuple[int, ...]):
         """arrays: `lengths`, `labels`, `turns`, and for each of FIELDS the tokens of all instances in one row."""
         self.lengths, self.labels, self.turns = arrays["lengths"], arrays["labels"], arrays["turns"]
         self.padding = padding
-        self._rows = [np.split(arrays[f], np.cumsum(self.lengths[:-1, i])) for i, f in enumerate(FIELDS)]
+        fields = (*FIELDS, PROMPT)[: self.lengths.shape[1]]
+        self._rows = [np.split(arrays[f], np.cumsum(self.lengths[:-1, i])) for i, f in enumerate(fields)]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -156,7 +173,7 @@ def save_frozen(path: str | Path, corpus: Corpus) -> None:
     for split in ("train", "validation"):
         examples = getattr(corpus, split)
         rows = examples.tokens(range(len(examples)))
-        for field, name in enumerate(FIELDS):
+        for field, name in enumerate((*FIELDS, PROMPT)[: examples.lengths.shape[1]]):
             arrays[f"{split}/{name}"] = np.concatenate([row[field] for row in rows])
         for name in ("lengths", "labels", "turns"):
             arrays[f"{split}/{name}"] = getattr(examples, name)
@@ -180,7 +197,7 @@ def load_frozen(path: str | Path) -> Corpus:
         return {path.removeprefix(name): array for path, array in arrays.items() if path.startswith(name)}
 
     tokenizers = Tokenizers.from_files({name: array.tobytes() for name, array in folder("tokenizers/").items()})
-    padding = (tokenizers.encoder.pad_id, tokenizers.encoder.pad_id, tokenizers.decoder.eos_id)
+    padding = _padding(tokenizers)
     return Corpus(
         schema=Schema.from_toml(arrays["schema.toml"].tobytes().decode(), str(path)),
         tokenizers=tokenizers,
@@ -188,6 +205,11 @@ def load_frozen(path: str | Path) -> Corpus:
         validation=TokenArrays(folder("validation/"), padding),
         key=str(arrays["key"]),
     )
+
+
+def _padding(tokenizers: Tokenizers) -> tuple[int, ...]:
+    encoder, decoder = tokenizers.encoder.pad_id, tokenizers.decoder.eos_id
+    return (encoder, encoder, decoder, decoder)
 
 
 def _bytes(content: str | bytes) -> np.ndarray:

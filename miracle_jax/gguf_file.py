@@ -8,7 +8,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from miracle_jax.errors import UserError
-from miracle_jax.weights import Tensor
+from miracle_jax.hub import Tensor
 
 NAMES = {
     "token_embd": "embed_tokens", "output_norm": "norm", "output": "lm_head", "attn_norm": "input_layernorm",

@@ -18,15 +18,15 @@ class Block(nnx.Module):
     """One decoder layer, normalised before each sublayer as in GPT-2."""
 
     def __init__(self, shape: config.Gpt2, dtype: Any, rngs: nnx.Rngs):
-        D, std = shape.width, shape.init_std
+        D, std, rank = shape.width, shape.init_std, shape.lora_rank
         residual_std = std / (2 * shape.depth) ** 0.5  # GPT-2 scales the layers that write to the residual stream
         self.shape = shape
         self.attention_norm = layer_norm(D, shape.norm_eps, dtype, rngs)
-        self.qkv = dense(D, 3 * D, std, dtype, rngs)  # query | key | value on the last axis
-        self.attention_out = dense(D, D, residual_std, dtype, rngs)
+        self.qkv = dense(D, 3 * D, std, dtype, rngs, rank=rank)  # query | key | value on the last axis
+        self.attention_out = dense(D, D, residual_std, dtype, rngs, rank=rank)
         self.mlp_norm = layer_norm(D, shape.norm_eps, dtype, rngs)
-        self.mlp_in = dense(D, shape.mlp, std, dtype, rngs)
-        self.mlp_out = dense(shape.mlp, D, residual_std, dtype, rngs)
+        self.mlp_in = dense(D, shape.mlp, std, dtype, rngs, rank=rank)
+        self.mlp_out = dense(shape.mlp, D, residual_std, dtype, rngs, rank=rank)
 
     def __call__(self, x: Float[Array, "B S D"], visible, past_visible, place, past, key):
         rate = self.shape.dropout

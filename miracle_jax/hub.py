@@ -1,16 +1,29 @@
-"""Where a checkpoint or a tokenizer is: a folder, a .gguf file, a hub name, or a place in an installed package.
+"""Outside checkpoints as files: where they are (a folder, a .gguf file, a hub name, a place in an installed package)
+and the tensors in them.
 
 Hub names go through huggingface_hub, with its cache, its login and its offline mode (HF_HUB_OFFLINE).
 """
 
 import importlib.util
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from miracle_jax.errors import UserError
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Files that hold a checkpoint's weights, the first that is there counts."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor that is read when it is asked for."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
 
 
 def locate(name: str, field: str) -> Path:
@@ -69,3 +82,71 @@ def _from_hub(name: str, field: str) -> Path:
             f"({str(error).strip().splitlines()[0][:200]}); connect, or name a folder that holds it"
         ) from None
     return found.parent
+
+
+def tensors_of(path: Path) -> dict[str, Tensor]:
+    """All tensors of a weights file, or of a folder with one of WEIGHTS, by their names in it."""
+    if path.is_dir():
+        found = next((path / name for name in WEIGHTS if (path / name).exists()), None)
+        if found is None:
+            raise UserError(f"{path} has no weights; expected one of {', '.join(WEIGHTS)}")
+        path = found
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    if path.suffix == ".json":
+        try:
+            parts = json.loads(path.read_bytes())["weight_map"]
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{path} is not an index of weights: {error!r}") from None
+        tensors = {}
+        for part in sorted(set(parts.values())):
+            tensors |= tensors_of(path.parent / part)
+        lost = sorted(parts.keys() - tensors.keys())
+        if lost:
+            raise UserError(f"{path} lists tensors that its files do not hold: {', '.join(lost[:10])}")
+        return tensors
+    return _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    import safetensors
+
+    def read(name):
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return file.get_tensor(name)
+
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return {
+                name: Tensor(tuple(file.get_slice(name).get_shape()), lambda name=name: read(name))
+                for name in file.keys()  # noqa: SIM118 - not a dict
+            }
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from None
+
+
+def _pickled(path: Path) -> dict[str, Tensor]:
+    """A state dict that torch saved. Only weights are read: a file that would run code is refused."""
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f"{path} is in PyTorch's format and PyTorch is not installed; pip install torch, or convert the file to "
+            "safetensors where it is"
+        ) from None
+    import pickle
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a plain PyTorch state dict ({str(error).strip().splitlines()[0][:200]}); only tensors are "
+            "read, never code"
+        ) from None
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{path} holds something other than named tensors; save model.state_dict()")
+
+    def read(value):
+        return (value.float() if value.is_floating_point() else value).numpy()
+
+    return {name: Tensor(tuple(value.shape), lambda value=value: read(value)) for name, value in state.items()}

@@ -46,7 +46,11 @@ class GaussianEncoder(nnx.Module):
     def __call__(
         self, tokens: Int[Array, "B S"], length: Int[Array, " B"], key: Key[Array, ""] | None = None
     ) -> Gaussian:
-        mean, logvar = jnp.split(self.to_gaussian(self.bert(tokens, length, key)), 2, axis=-1)
+        return self.of_mean(self.bert.mean(tokens, length, key))
+
+    def of_mean(self, mean: Float[Array, "B D"]) -> Gaussian:
+        """What follows the encoder: `mean` is its last layer's mean over a text's tokens."""
+        mean, logvar = jnp.split(self.to_gaussian(self.bert.pool(mean)), 2, axis=-1)
         return Gaussian(mean, logvar + self.logvar_shift)
 
 

@@ -23,10 +23,26 @@ ACTIVATIONS = {
 HIDDEN = -1e30  # the score of a pair that must not attend; finite, so a row with no visible key gives no NaN
 
 
-def dense(n_in: int, n_out: int, std: float, dtype: Any, rngs: nnx.Rngs, bias: bool = True) -> nnx.Linear:
-    """A linear layer whose float32 kernel starts as N(0, std^2), computing in `dtype`."""
+def dense(
+    n_in: int, n_out: int, std: float, dtype: Any, rngs: nnx.Rngs, bias: bool = True, rank: int = 0
+) -> nnx.Linear:
+    """A linear layer whose float32 kernel starts as N(0, std^2), computing in `dtype`. rank: of its adapter, or 0."""
     init = nnx.initializers.normal(std)
-    return nnx.Linear(n_in, n_out, use_bias=bias, kernel_init=init, dtype=dtype, param_dtype=jnp.float32, rngs=rngs)
+    kind = partial(Adapted, rank=rank) if rank else nnx.Linear
+    return kind(n_in, n_out, use_bias=bias, kernel_init=init, dtype=dtype, param_dtype=jnp.float32, rngs=rngs)
+
+
+class Adapted(nnx.Linear):
+    """A linear layer with a low-rank adapter, x (W + A B), which starts as the layer without it (Hu et al. 2021)."""
+
+    def __init__(self, n_in: int, n_out: int, *, rank: int, rngs: nnx.Rngs, **linear):
+        super().__init__(n_in, n_out, rngs=rngs, **linear)
+        self.adapter_in = nnx.Param(jax.random.normal(rngs.params(), (n_in, rank)) * n_in**-0.5)
+        self.adapter_out = nnx.Param(jnp.zeros((rank, n_out)))
+
+    def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+        a, b = (part[...].astype(self.dtype) for part in (self.adapter_in, self.adapter_out))
+        return super().__call__(x) + (x.astype(self.dtype) @ a) @ b
 
 
 def layer_norm(width: int, eps: float, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:

@@ -39,15 +39,15 @@ class Block(nnx.Module):
     """One decoder layer, normalised before each sublayer."""
 
     def __init__(self, shape: config.Llama, dtype: Any, rngs: nnx.Rngs):
-        D, std = shape.width, shape.init_std
+        D, std, rank = shape.width, shape.init_std, shape.lora_rank
         self.shape, self.groups, head = shape, shape.kv_heads, D // shape.heads
         self.attention_norm = rms_norm(D, shape.norm_eps, dtype, rngs)
         # query | key | value on the last axis
-        self.qkv = dense(D, (shape.heads + 2 * shape.kv_heads) * head, std, dtype, rngs, bias=False)
-        self.attention_out = dense(D, D, std, dtype, rngs, bias=False)
+        self.qkv = dense(D, (shape.heads + 2 * shape.kv_heads) * head, std, dtype, rngs, bias=False, rank=rank)
+        self.attention_out = dense(D, D, std, dtype, rngs, bias=False, rank=rank)
         self.mlp_norm = rms_norm(D, shape.norm_eps, dtype, rngs)
-        self.mlp_in = dense(D, 2 * shape.mlp, std, dtype, rngs, bias=False)  # gate | up on the last axis
-        self.mlp_out = dense(shape.mlp, D, std, dtype, rngs, bias=False)
+        self.mlp_in = dense(D, 2 * shape.mlp, std, dtype, rngs, bias=False, rank=rank)  # gate | up on the last axis
+        self.mlp_out = dense(shape.mlp, D, std, dtype, rngs, bias=False, rank=rank)
 
     def __call__(self, x: Float[Array, "B S D"], visible, past_visible, place, past, key):
         rate, H, G = self.shape.dropout, self.shape.heads, self.groups

@@ -25,7 +25,7 @@ def describe(config: Config) -> str:
     tokenizers = load_or_train(config, (turn for i in instances for turn in (*i.questions, *i.replies)))
     limits, settings = config.data.buckets[-1], config.train
     uncut = TokenisedDialogues(train, tokenizers, UNLIMITED).lengths
-    examples = TokenisedDialogues(train, tokenizers, limits)
+    examples = TokenisedDialogues(train, tokenizers, limits, config.decoder)
     batches = pipeline.Batches(examples, config.data.buckets, settings.batch_size, settings.accumulate, config.seed)
     return "\n\n".join(
         [
@@ -110,12 +110,13 @@ def bucket_table(batches: pipeline.Batches) -> str:
 def example(instances: Sequence[dataset.Instance], examples: Examples, tokenizers: Tokenizers, schema: Schema) -> str:
     """The decoded tokens of the first instance that has an earlier turn."""
     chosen = next((n for n, i in enumerate(instances) if len(i.questions) == 2), 0)
-    context, joint, reply = (ids.tolist() for ids in examples.tokens([chosen])[0])
+    context, joint, reply, *prompt = (ids.tolist() for ids in examples.tokens([chosen])[0])
+    seen = [f"\nbefore it, {len(ids)} tokens: {tokenizers.decoder.decode(ids, specials=True)!r}" for ids in prompt]
     return (
         f"personality: {schema.describe(instances[chosen].labels)}\n"
         f"prior encoder, {len(context)} tokens: {tokenizers.encoder.decode(context)}\n"
         f"posterior encoder, {len(joint)} tokens: {tokenizers.encoder.decode(joint)}\n"
-        f"decoder, {len(reply)} tokens: {tokenizers.decoder.decode(reply, specials=True)}"
+        f"decoder, {len(reply)} tokens: {tokenizers.decoder.decode(reply, specials=True)}{''.join(seen)}"
     )
 
 

@@ -5,9 +5,12 @@ A batch is a dict of numpy arrays. Axis letters: G micro-batches of a step, B in
     context (G, B, S)  [CLS] context [SEP]              context_length (G, B)
     joint   (G, B, S)  [CLS] context reply [SEP]        joint_length   (G, B)
     reply   (G, B, S)  <bos> reply <eos>                reply_length   (G, B)
+    prompt  (G, B, S)  context, for the decoder         prompt_length  (G, B)
     labels  (G, B, A)  aspect ids, -1 where unknown
 
-all int32, each S that of the step's bucket. Behind its length a row is filled with padding (`reply` with <eos>).
+all int32, each S that of the step's bucket. Behind its length a row is filled with padding (`reply` with <eos>); in
+front of it where it is a prompt, so that the reply follows at once. There are prompts where decoder.sees_context is
+set; they are as wide as the longest of the instances in the bucket and those below it.
 """
 
 import functools
@@ -21,7 +24,7 @@ from miracle_jax import dataset, dialogues, examples
 from miracle_jax.attributes import UNKNOWN
 from miracle_jax.config import Config
 from miracle_jax.errors import UserError
-from miracle_jax.examples import FIELDS, Corpus, Examples, Limits, TokenArrays, TokenisedDialogues
+from miracle_jax.examples import FIELDS, PROMPT, Corpus, Examples, Limits, TokenArrays, TokenisedDialogues
 from miracle_jax.tokenizers import Tokenizers, load_or_train
 
 
@@ -51,14 +54,15 @@ def prepare(config: Config, tokenizers: Tokenizers | None = None) -> Corpus:
     return Corpus(
         schema=schema,
         tokenizers=tokenizers,
-        train=TokenisedDialogues(train, tokenizers, limits),
-        validation=TokenisedDialogues(validation, tokenizers, limits),
+        train=TokenisedDialogues(train, tokenizers, limits, config.decoder),
+        validation=TokenisedDialogues(validation, tokenizers, limits, config.decoder),
         key=hashlib.sha256(key.encode()).hexdigest()[:20],
     )
 
 
 def assign_buckets(lengths: np.ndarray, buckets: Sequence[Limits]) -> np.ndarray:
     """(N,) index of the smallest bucket that holds each instance. Raises UserError when the last does not."""
+    lengths = lengths[:, : len(FIELDS)]
     fits = np.all(lengths[:, None, :] <= np.array(buckets)[None], axis=-1)
     if not fits[:, -1].all():
         longest = tuple(lengths.max(axis=0).tolist())
@@ -69,19 +73,33 @@ def assign_buckets(lengths: np.ndarray, buckets: Sequence[Limits]) -> np.ndarray
     return np.argmax(fits, axis=1)
 
 
-def collate(examples: Examples, indices: np.ndarray, bucket: Limits) -> dict[str, np.ndarray]:
-    """The instances as arrays of the bucket's lengths. indices: any shape, which leads the arrays' shapes."""
+def widths_of(examples: Examples, bucket_of: np.ndarray, buckets: Sequence[Limits]) -> list[tuple[int, ...]]:
+    """For each bucket the widths of the fields that the examples have: its own, and its prompts'."""
+    if examples.lengths.shape[1] == len(FIELDS):
+        return list(buckets)
+    longest = [examples.lengths[bucket_of <= b, 3].max(initial=1) for b in range(len(buckets))]
+    return [(*bucket, -(-int(width) // 8) * 8) for bucket, width in zip(buckets, longest, strict=True)]
+
+
+def collate(
+    examples: Examples, indices: np.ndarray, widths: Sequence[int], columns: dict[str, np.ndarray] | None = None
+) -> dict[str, np.ndarray]:
+    """The instances as arrays of these widths.
+
+    indices: any shape, which leads the arrays' shapes. columns: name -> (N, ...), what a batch shall hold besides.
+    """
     flat = indices.ravel().tolist()
     rows = examples.tokens(flat)
     batch = {}
-    for field, name in enumerate(FIELDS):
-        array = np.full((len(flat), bucket[field]), examples.padding[field], np.int32)
+    for field, (name, width) in enumerate(zip((*FIELDS, PROMPT), widths, strict=False)):
+        array = np.full((len(flat), width), examples.padding[field], np.int32)
         for i, row in enumerate(rows):
-            array[i, : len(row[field])] = row[field]
-        batch[name] = array.reshape(*indices.shape, bucket[field])
+            start = width - len(row[field]) if name == PROMPT else 0
+            array[i, start : start + len(row[field])] = row[field]
+        batch[name] = array.reshape(*indices.shape, width)
         batch[f"{name}_length"] = examples.lengths[indices, field]
     batch["labels"] = examples.labels[indices]
-    return batch
+    return batch | {name: column[indices] for name, column in (columns or {}).items()}
 
 
 class Batches:
@@ -102,9 +120,10 @@ class Batches:
         seed: int,
         process_index: int = 0,
         process_count: int = 1,
+        columns: dict[str, np.ndarray] | None = None,
     ):
         """batch_size: instances of a step, all micro-batches and processes together. Of each micro-batch, process p
-        gets the p-th of `process_count` equal slices; it reads no others.
+        gets the p-th of `process_count` equal slices; it reads no others. columns: as in `collate`.
 
         Raises UserError when a micro-batch has no place for every attribute or cannot be split over the processes.
         """
@@ -114,10 +133,11 @@ class Batches:
         self.examples, self.buckets = examples, [tuple(bucket) for bucket in buckets]
         # Fewer instances than a batch holds make one step an epoch, in which they repeat.
         self.steps_per_epoch = max(len(examples) // batch_size, 1)
-        self._accumulate, self._seed = accumulate, seed
+        self._accumulate, self._seed, self._columns = accumulate, seed, columns
         own = rows // process_count
         self._own = slice(process_index * own, (process_index + 1) * own)
         self.bucket_of = assign_buckets(examples.lengths, self.buckets)
+        self._widths = widths_of(examples, self.bucket_of, self.buckets)
         # An instance with several labels is drawn as one of its rarest attribute, so that this one is in every batch;
         # in the losses it counts for all of them.
         known = examples.labels != UNKNOWN
@@ -134,7 +154,7 @@ class Batches:
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
         indices, bucket = self._place(step)
-        return collate(self.examples, indices[:, self._own], self.buckets[bucket])
+        return collate(self.examples, indices[:, self._own], self._widths[bucket], self._columns)
 
     def bucket(self, step: int) -> Limits:
         """The shape of a step."""
@@ -153,7 +173,7 @@ class Batches:
     def padding_fraction(self) -> float:
         """The share of the first epoch's token places, encoders' and decoder's, that is padding."""
         indices, buckets = self._epoch(0)
-        places = np.array(self.buckets)[buckets].sum() * indices[0].size
+        places = np.array(self._widths)[buckets].sum() * indices[0].size
         return 1.0 - float(self.examples.lengths[indices].sum() / places)
 
     def _place(self, step: int) -> tuple[np.ndarray, int]:
@@ -208,6 +228,7 @@ def evaluation_batches(
     batch_size: int,
     process_index: int = 0,
     process_count: int = 1,
+    columns: dict[str, np.ndarray] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches (B, ...) that hold every instance once, in the order of their buckets.
 
@@ -218,14 +239,15 @@ def evaluation_batches(
         raise UserError(f"a batch of {batch_size} instances cannot be split over {process_count} processes evenly")
     own = batch_size // process_count
     bucket_of = assign_buckets(examples.lengths, buckets)
+    widths = widths_of(examples, bucket_of, buckets)
     order = np.argsort(bucket_of, kind="stable")
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
-        bucket = buckets[bucket_of[indices].max()]
+        bucket = widths[bucket_of[indices].max()]
         weight = np.arange(batch_size) < len(indices)
         indices = np.resize(indices, batch_size)[process_index * own :][:own]
         weight = weight[process_index * own :][:own]
-        batch = collate(examples, indices, bucket)
+        batch = collate(examples, indices, bucket, columns)
         batch["labels"] = np.where(weight[:, None], batch["labels"], UNKNOWN)
         batch["reply_length"] = np.where(weight, batch["reply_length"], 1)
         yield batch | {"turn": examples.turns[indices], "weight": weight.astype(np.float32)}

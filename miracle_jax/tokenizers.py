@@ -15,7 +15,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from miracle_jax import gguf_file, hub, storage
-from miracle_jax.config import Config
+from miracle_jax.config import Config, Decoder
 from miracle_jax.errors import UserError
 
 Ids = list[int]
@@ -34,12 +34,43 @@ class _Tokenizer:
         self.backend, self.special = backend, special
         # Ids may have gaps, so the number of entries is not the number of rows that a model needs.
         self.size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        self._user, self._assistant, self._between = self.encode_batch(["User:", "Assistant:", "\n\n"])
 
     def encode(self, text: str) -> Ids:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         return [e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def _turns(self, questions: Sequence[str], replies: Sequence[str]) -> tuple[list[Ids], list[Ids]]:
+        ids = self.encode_batch([turn.strip() for turn in (*questions, *replies)])
+        return ids[: len(questions)], ids[len(questions) :]
+
+    def _cut(self, questions: Sequence[Ids], replies: Sequence[Ids], room: int) -> Ids:
+        """The rendered context in at most `room` tokens, without special tokens."""
+        if len(replies) != len(questions) - 1:
+            raise ValueError(f"a context has one reply fewer than questions, not {len(questions)} and {len(replies)}")
+        turns = []  # (marker, text), oldest first
+        for i, question in enumerate(questions):
+            turns.append((self._user, question))
+            turns.append((self._assistant, replies[i] if i < len(replies) else []))
+        separators = len(self._between) * (len(turns) - 1)
+        excess = sum(len(marker) + len(text) for marker, text in turns) + separators - room
+        ids = []
+        for i, (marker, text) in enumerate(turns):
+            last = i >= len(turns) - 2  # the last question and the marker of the reply to come
+            if excess > 0 and not last and excess >= len(text):
+                excess -= len(marker) + len(text) + len(self._between)
+                continue
+            if excess > 0 and text:
+                if last:
+                    warnings.warn(f"a question is longer than {self.LIMIT}; only its end is read", stacklevel=1)
+                cut = min(excess, len(text))
+                text, excess = text[cut:], excess - cut
+            ids += marker + text
+            if i < len(turns) - 1:
+                ids += self._between
+        return ids[max(excess, 0) :]
 
     def files(self) -> dict[str, bytes]:
         """File name -> content, in the layout of transformers."""
@@ -60,11 +91,11 @@ class EncoderTokenizer(_Tokenizer):
     """BERT's side: contexts, and contexts followed by a reply."""
 
     ROLES = ("cls_token", "sep_token", "pad_token")
+    LIMIT = "the encoder's limit"
 
     def __init__(self, backend: tokenizers.Tokenizer, special: dict[str, str]):
         super().__init__(backend, special)
         self.cls_id, self.sep_id, self.pad_id = (backend.token_to_id(special[role]) for role in self.ROLES)
-        self._user, self._assistant, self._between = self.encode_batch(["User:", "Assistant:", "\n\n"])
 
     def context(self, questions: Sequence[str], replies: Sequence[str], limit: int) -> Ids:
         """[CLS] context [SEP], at most `limit` tokens. questions: M; replies: the M - 1 before the last question.
@@ -96,41 +127,12 @@ class EncoderTokenizer(_Tokenizer):
         """The text of `ids`, special tokens included."""
         return self.backend.decode(list(ids), skip_special_tokens=False)
 
-    def _turns(self, questions: Sequence[str], replies: Sequence[str]) -> tuple[list[Ids], list[Ids]]:
-        ids = self.encode_batch([turn.strip() for turn in (*questions, *replies)])
-        return ids[: len(questions)], ids[len(questions) :]
-
-    def _cut(self, questions: Sequence[Ids], replies: Sequence[Ids], room: int) -> Ids:
-        """The rendered context in at most `room` tokens, without special tokens."""
-        if len(replies) != len(questions) - 1:
-            raise ValueError(f"a context has one reply fewer than questions, not {len(questions)} and {len(replies)}")
-        turns = []  # (marker, text), oldest first
-        for i, question in enumerate(questions):
-            turns.append((self._user, question))
-            turns.append((self._assistant, replies[i] if i < len(replies) else []))
-        separators = len(self._between) * (len(turns) - 1)
-        excess = sum(len(marker) + len(text) for marker, text in turns) + separators - room
-        ids = []
-        for i, (marker, text) in enumerate(turns):
-            last = i >= len(turns) - 2  # the last question and the marker of the reply to come
-            if excess > 0 and not last and excess >= len(text):
-                excess -= len(marker) + len(text) + len(self._between)
-                continue
-            if excess > 0 and text:
-                if last:
-                    warnings.warn("a question is longer than the encoder's limit; only its end is read", stacklevel=1)
-                cut = min(excess, len(text))
-                text, excess = text[cut:], excess - cut
-            ids += marker + text
-            if i < len(turns) - 1:
-                ids += self._between
-        return ids[max(excess, 0) :]
-
 
 class DecoderTokenizer(_Tokenizer):
     """GPT-2's side: replies."""
 
     ROLES = ("bos_token", "eos_token")
+    LIMIT = "decoder.context_tokens"
 
     def __init__(self, backend: tokenizers.Tokenizer, special: dict[str, str]):
         super().__init__(backend, special)
@@ -143,6 +145,21 @@ class DecoderTokenizer(_Tokenizer):
     def reply_of(self, ids: Ids, limit: int) -> Ids:
         """`reply` of a text that is encoded already."""
         return [self.bos_id, *ids[: limit - 2], self.eos_id]
+
+    def prompt(self, questions: Sequence[str], replies: Sequence[str], shape: Decoder) -> Ids:
+        """The context as a decoder of this shape reads it before a reply; nothing where it does not see it.
+
+        questions, replies: as in `EncoderTokenizer.context`, and cut in the same way.
+        """
+        return self.prompt_of(*self._turns(questions, replies), shape)
+
+    def prompt_of(self, questions: Sequence[Ids], replies: Sequence[Ids], shape: Decoder) -> Ids:
+        """`prompt` of turns that are encoded already."""
+        if not shape.sees_context:
+            return []
+        if not shape.context_tokens:
+            questions, replies = questions[-1:], []
+        return self._cut(questions, replies, shape.prompt_limit)
 
     def decode(self, ids: Sequence[int], specials: bool = False) -> str:
         """The text of `ids` up to <eos>; without special tokens unless `specials`."""

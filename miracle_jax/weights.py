@@ -6,7 +6,7 @@ with the same input (query, key and value; gate and up) is one kernel.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,17 +15,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from miracle_jax import config
 from miracle_jax.errors import UserError
+from miracle_jax.hub import Tensor
 
 SHOWN = 30
 """Problems of a checkpoint that are listed; the others are counted."""
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor that is read when it is asked for."""
-
-    shape: tuple[int, ...]
-    read: Callable[[], np.ndarray]
 
 
 @dataclass(frozen=True)
