@@ -84,12 +84,17 @@ def save_model(workdir: str | Path, model: Any, facts: dict) -> None:
             file.write(json.dumps(facts, indent=2).encode())
 
 
-def load_model(workdir: str | Path, expected: Any) -> Any:
-    """The finished model of a run, in the form of `expected`; differences raise UserError."""
+def load_model(workdir: str | Path, expected: Any, dtype: str = "float32") -> Any:
+    """The finished model of a run, in the form of `expected` (shapes); differences raise UserError.
+
+    dtype: in which it was written. It is placed on one device, whatever wrote it.
+    """
     folder = _absolute(workdir) / "model"
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    stored = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=place), expected)
     with ocp.StandardCheckpointer() as checkpointer:
-        check_matches(f"model {folder}", checkpointer.metadata(folder).item_metadata, expected)
-        return checkpointer.restore(folder, expected)
+        check_matches(f"model {folder}", checkpointer.metadata(folder).item_metadata, stored)
+        return jax.tree.map(lambda x: x.astype("float32"), checkpointer.restore(folder, stored))
 
 
 def check_matches(name: str, found: Any, expected: Any) -> None:

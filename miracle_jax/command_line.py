@@ -22,7 +22,7 @@ def read_config(command: str, doc: str, argv: list[str] | None = None) -> tuple[
     known, rest = first.parse_known_args(sys.argv[1:] if argv is None else argv)
     base = load_file(known.config) if known.config else Config()
     about = "--config FILE: the config that the flags below change.\n--workdir DIR: where the run keeps everything."
-    config = _parse(base, rest, f"{command} --config FILE", f"{doc}\n{about}")
+    config = parse(base, rest, f"{command} --config FILE", f"{doc}\n{about}")
     config.check()
     return config, known.config, known.workdir
 
@@ -35,29 +35,36 @@ def read_options(command: str, doc: str, words: str, make: Callable[[Config], An
       make: from the run's config to the options that the flags change. Their `sample` and `decode` take the place of
         the run's.
     """
-    argv = sys.argv[1:] if argv is None else argv
-    given = list(itertools.takewhile(lambda word: not word.startswith("--") and word != "-h", argv))
+    given, argv = split_words(argv)
     if not given and not {"-h", "--help"} & set(argv):
         raise UserError(f"give the folder of a finished run first, for instance {command} runs/tiny")
     workdir, *more = given or [""]
     if more and not words:
         raise UserError(f"{more[0]!r} is not understood: after the folder of the run come flags; --help lists them")
     run = load_run(workdir) if workdir else Config()
-    options = _parse(make(run), argv[len(given) :], f"{command} WORKDIR {words}".rstrip(), doc)
+    options = parse(make(run), argv, f"{command} WORKDIR {words}".rstrip(), doc)
     dataclasses.replace(run, sample=options.sample, decode=options.decode).check()
     return workdir, more, options
 
 
-def _parse(default, argv: list[str], usage: str, doc: str):
+def split_words(argv: list[str] | None) -> tuple[list[str], list[str]]:
+    """The words before the first flag, and the flags."""
+    argv = sys.argv[1:] if argv is None else argv
+    words = list(itertools.takewhile(lambda word: not word.startswith("--") and word != "-h", argv))
+    return words, argv[len(words) :]
+
+
+def parse(default, argv: list[str], usage: str, doc: str):
+    """Flags over the fields of a dataclass."""
     import tyro  # slow to import
 
-    def parse(**more):
+    def run(**more):
         # Without flag conversion every field takes a value: --remat True, as --mesh.fsdp 4.
         # Of a union the default's type has the flags.
         off = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
         return tyro.cli(type(default), default=default, args=argv, prog=usage, description=doc, config=off, **more)
 
-    options, unknown = parse(return_unknown_args=True)
+    options, unknown = run(return_unknown_args=True)
     if unknown and not unknown[0].startswith("-"):
         raise UserError(f"{unknown[0]!r} belongs to no flag; words without a flag come first: {usage}")
-    return parse() if unknown else options  # it ends with what tyro says of an unknown flag
+    return run() if unknown else options  # it ends with what tyro says of an unknown flag

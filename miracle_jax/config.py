@@ -297,6 +297,11 @@ class Config:
                 groups >= 1 and self.decoder.heads % groups == 0,
                 f"decoder.heads {self.decoder.heads} is not a multiple of decoder.kv_heads {groups}",
             )
+            expect(
+                self.decoder.heads < 1 or self.decoder.width // self.decoder.heads % 2 == 0,
+                f"decoder.width {self.decoder.width} / decoder.heads {self.decoder.heads} is odd; rotary positions "
+                "turn pairs of a head's dimensions",
+            )
             expect(self.decoder.rope_theta > 0, f"decoder.rope_theta is {self.decoder.rope_theta}; it must be above 0")
         for name, part in (("encoder", self.encoder), ("decoder", self.decoder)):
             expect(part.pretrained or not part.frozen, f"{name}.frozen is set, but {name}.pretrained names no weights")

@@ -22,10 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from miracle_jax import checkpoint, config, dataset, decode
+from miracle_jax import checkpoint, config, dataset, decode, pretrained, storage
 from miracle_jax.attributes import Personality, Schema
-from miracle_jax.cvae import Miracle
+from miracle_jax.cvae import Miracle, join, split
 from miracle_jax.energy import aspect_probabilities
 from miracle_jax.errors import UserError
 from miracle_jax.latent import Gaussian, Heads
@@ -34,6 +35,8 @@ from miracle_jax.tokenizers import Tokenizers
 
 log = logging.getLogger("miracle_jax")
 
+BUNDLED = Path(__file__).with_name("mini")
+"""The trained part of configs/mini.py, exported."""
 Context = Sequence[str] | Mapping[str, Any]
 
 
@@ -56,26 +59,74 @@ class Reply:
     """False: the solver did not arrive within sample.max_steps, or the latent or its energy is not finite."""
 
 
-def load(workdir: str | Path) -> "Model":
-    """Loads a finished run, for instance `runs/tiny`. Raises UserError when it holds none."""
-    workdir = config.local_folder(workdir)
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """What the folder of a finished run, or of an export of it, holds."""
+
+    run: config.Config
+    schema: Schema
+    tokenizers: Tokenizers
+    facts: dict
+    """model.json."""
+    miracle: dict
+    """All parameters of the Miracle, float32."""
+    refit_heads: dict
+
+
+def read_run(workdir: str | Path) -> Stored:
+    """Reads a finished run, an export (a local folder or a gs:// path), or `mini`, which comes with the package.
+
+    Raises UserError when the folder holds none or its parameters do not fit its config.
+    """
+    workdir = BUNDLED if str(workdir) == "mini" and not Path("mini").exists() else workdir
+    workdir = storage.local_copy(workdir) if storage.is_remote(workdir) else Path(workdir).expanduser()
     run = config.load_run(workdir)
     if not (workdir / "model.json").is_file():
         raise UserError(f"{workdir} is not finished (no model.json); run its python -m miracle_jax.train command again")
     facts = json.loads((workdir / "model.json").read_text())
     schema = Schema.load(workdir / "schema.toml")
-    graphdef, shapes = nnx.split(nnx.eval_shape(lambda: Miracle(run, schema.sizes, nnx.Rngs(0))))
-    heads_graph, head_shapes = nnx.split(nnx.eval_shape(lambda: Heads(run.latent, schema.sizes, nnx.Rngs(0))))
-    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    expected = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-        {"miracle": nnx.to_pure_dict(shapes), "refit_heads": nnx.to_pure_dict(head_shapes)},
-    )
-    params = checkpoint.load_model(workdir, expected)
-    heads = {"joint": params["miracle"]["heads"], "refit": params["refit_heads"]}
-    heads = {name: nnx.merge(heads_graph, heads[name]) for name in facts["accuracy"]}
-    tokenizers = Tokenizers.load(workdir / "tokenizers")
-    return Model(run, schema, tokenizers, nnx.merge(graphdef, params["miracle"]), heads, facts["heads"])
+    shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: Miracle(run, schema.sizes, nnx.Rngs(0)))))
+    trained, frozen = split(run, shapes)
+    heads = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: Heads(run.latent, schema.sizes, nnx.Rngs(0)))))
+    expected = {"miracle": trained, "refit_heads": heads}
+    if facts.get("format") == "safetensors":
+        params = pretrained.read_folder(workdir, run, expected)
+    else:
+        params = checkpoint.load_model(workdir, expected, facts.get("dtype", "float32"))
+    miracle = params["miracle"]
+    if frozen:
+        nothing = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+        miracle = join(miracle, split(run, pretrained.start_from(run, nothing)[0])[1])
+    return Stored(run, schema, Tokenizers.load(workdir / "tokenizers"), facts, miracle, params["refit_heads"])
+
+
+def load(workdir: str | Path) -> "Model":
+    """Loads a finished run, for instance `runs/tiny`; an export of one, also from gs://; or `mini`.
+
+    Raises UserError when there is none.
+    """
+    stored = read_run(workdir)
+    run, miracle = merge_adapters(stored.run, stored.miracle)
+    place = jax.local_devices()[0]
+    miracle, refit_heads = jax.device_put((miracle, stored.refit_heads), place)
+    sizes = stored.schema.sizes
+    graphdef = nnx.graphdef(nnx.eval_shape(lambda: Miracle(run, sizes, nnx.Rngs(0))))
+    heads_graph = nnx.graphdef(nnx.eval_shape(lambda: Heads(run.latent, sizes, nnx.Rngs(0))))
+    heads = {"joint": miracle["heads"], "refit": refit_heads}
+    heads = {name: nnx.merge(heads_graph, heads[name]) for name in stored.facts["accuracy"]}
+    return Model(run, stored.schema, stored.tokenizers, nnx.merge(graphdef, miracle), heads, stored.facts["heads"])
+
+
+def merge_adapters(run: config.Config, params: dict) -> tuple[config.Config, dict]:
+    """The same model without adapters: their products are added to the matrices that they adapt."""
+    if not run.decoder.lora_rank:
+        return run, params
+    flat = flatten_dict(params)
+    for path in [path for path in flat if path[-1] == "adapter_in"]:
+        *layer, _ = path
+        update = jnp.matmul(flat.pop(path), flat.pop((*layer, "adapter_out")), precision="highest")
+        flat[(*layer, "kernel")] = flat[(*layer, "kernel")] + update
+    return dataclasses.replace(run, decoder=dataclasses.replace(run.decoder, lora_rank=0)), unflatten_dict(flat)
 
 
 class Model:
@@ -146,7 +197,7 @@ class Model:
         aspects = np.array([self.schema.parse(personality) for personality in personalities], np.int32)
         prior = self.prior(contexts, decode.batch_size)
         moved, probabilities = self.move(prior, aspects, weights, samples, seed, first, sample)
-        texts = self.decode(moved.z, seed, first, decode)
+        texts = self.decode(moved.z, contexts, seed, first, decode)
         return [
             Reply(
                 text=text,
@@ -215,16 +266,30 @@ class Model:
                 log.warning("%d of %d latents %s", number, len(aspects), what)
         return moved, np.asarray(aspect_probabilities(heads, jnp.asarray(moved.z)))
 
-    def decode(self, z: np.ndarray, seed: int, first: int, settings: config.Decode) -> list[str]:
-        """Latents (B, Z) to texts. first: number of the first."""
+    def decode(
+        self, z: np.ndarray, contexts: Sequence[Context], seed: int, first: int, settings: config.Decode
+    ) -> list[str]:
+        """Latents (B, Z) to texts. contexts: for a decoder that sees them; first: number of the first."""
         bos, eos = self.tokenizers.decoder.bos_id, self.tokenizers.decoder.eos_id
         key = jax.random.fold_in(jax.random.key(seed), 1)
 
-        def run(z, rows):
-            return decode.generate(self.miracle.decoder, z, rows, jnp.asarray(self._allowed), bos, eos, settings, key)
+        def run(z, rows, *prompt):
+            allowed = jnp.asarray(self._allowed)
+            return decode.generate(self.miracle.decoder, z, rows, allowed, bos, eos, settings, key, *prompt)
 
-        tokens, length = in_pieces(run, (z, np.arange(first, first + len(z))), settings.batch_size)
+        rows = (z, np.arange(first, first + len(z)), *self._prompts(contexts))
+        tokens, length = in_pieces(run, rows, settings.batch_size)
         return [self.tokenizers.decoder.decode(row[:n].tolist()).strip() for row, n in zip(tokens, length, strict=True)]
+
+    def _prompts(self, contexts: Sequence[Context]) -> tuple[np.ndarray, ...]:
+        """What the decoder sees of the contexts: tokens (B, P), padded on the left, and lengths (B,); or nothing."""
+        if not self.config.decoder.sees_context:
+            return ()
+        seen = [self.tokenizers.decoder.prompt(*turns(context), self.config.decoder) for context in contexts]
+        length = np.array([len(row) for row in seen], np.int32)
+        width = -(-int(length.max()) // 16) * 16  # few shapes compile
+        eos = self.tokenizers.decoder.eos_id
+        return np.array([[eos] * (width - len(row)) + row for row in seen], np.int32), length
 
     def _heads(self, settings: config.Sample) -> Heads:
         name = self.default_heads if settings.heads == "auto" else settings.heads

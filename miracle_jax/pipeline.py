@@ -92,6 +92,8 @@ def collate(
     rows = examples.tokens(flat)
     batch = {}
     for field, (name, width) in enumerate(zip((*FIELDS, PROMPT), widths, strict=False)):
+        if f"{name}_mean" in (columns or {}):  # frozen encoders have read these texts
+            continue
         array = np.full((len(flat), width), examples.padding[field], np.int32)
         for i, row in enumerate(rows):
             start = width - len(row[field]) if name == PROMPT else 0
@@ -120,10 +122,9 @@ class Batches:
         seed: int,
         process_index: int = 0,
         process_count: int = 1,
-        columns: dict[str, np.ndarray] | None = None,
     ):
         """batch_size: instances of a step, all micro-batches and processes together. Of each micro-batch, process p
-        gets the p-th of `process_count` equal slices; it reads no others. columns: as in `collate`.
+        gets the p-th of `process_count` equal slices; it reads no others.
 
         Raises UserError when a micro-batch has no place for every attribute or cannot be split over the processes.
         """
@@ -133,7 +134,8 @@ class Batches:
         self.examples, self.buckets = examples, [tuple(bucket) for bucket in buckets]
         # Fewer instances than a batch holds make one step an epoch, in which they repeat.
         self.steps_per_epoch = max(len(examples) // batch_size, 1)
-        self._accumulate, self._seed, self._columns = accumulate, seed, columns
+        self._accumulate, self._seed = accumulate, seed
+        self.columns = None  # as in `collate`; to be set before the first batch is taken
         own = rows // process_count
         self._own = slice(process_index * own, (process_index + 1) * own)
         self.bucket_of = assign_buckets(examples.lengths, self.buckets)
@@ -154,7 +156,7 @@ class Batches:
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
         indices, bucket = self._place(step)
-        return collate(self.examples, indices[:, self._own], self._widths[bucket], self._columns)
+        return collate(self.examples, indices[:, self._own], self._widths[bucket], self.columns)
 
     def bucket(self, step: int) -> Limits:
         """The shape of a step."""

@@ -5,10 +5,14 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
 from miracle_jax import config, gguf_file, weights
 from miracle_jax.errors import UserError
 from miracle_jax.hub import Tensor, locate, tensors_of
 from miracle_jax.tokenizers import load_tokenizer
+from miracle_jax.weights import Entry, Table
 
 ACTIVATIONS = {
     "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu",
@@ -168,8 +172,6 @@ def start_from(settings: config.Config, params: dict) -> tuple[dict, list[str]]:
     Raises:
       UserError as `weights.load` does.
     """
-    from flax.traverse_util import flatten_dict
-
     loaded = dict(params)
     fresh = set(flatten_dict(params, sep="."))
     if settings.encoder.pretrained:
@@ -195,6 +197,35 @@ def start_from(settings: config.Config, params: dict) -> tuple[dict, list[str]]:
         loaded["decoder"] = decoder
         fresh -= {f"decoder.{path}" for path in flat if path in named}
     return loaded, sorted(fresh)
+
+
+def read_folder(folder: Path, settings: config.Config, expected: dict) -> dict:
+    """The parameters of an export in safetensors: what stands in transformers' folders, and miracle.safetensors.
+
+    expected: nested dict of shapes. Raises UserError as `weights.load` does.
+    """
+    found = {}
+    bert, decoder = weights.bert(settings.encoder), weights.decoder(settings.decoder)
+    for name, table, family in (
+        ("prior", bert, "bert"), ("posterior", bert, "bert"), ("decoder", decoder, settings.decoder.family)
+    ):  # fmt: skip
+        if (folder / name).is_dir():
+            prefix = f"miracle.{name}." + ("bert." if family == "bert" else "")
+            found |= _flat_load(
+                table.prefixed(prefix, ""), read_tensors(folder / name, family), expected, folder / name
+            )
+    flat = flatten_dict(expected, sep=".").keys() - found.keys()
+    own = Table(tuple(Entry(path, (path,)) for path in flat), 0)
+    file = folder / "miracle.safetensors"
+    return unflatten_dict(found | _flat_load(own, tensors_of(file), expected, file), sep=".")
+
+
+def _flat_load(table: Table, tensors: dict[str, Tensor], expected: dict, name: Path) -> dict[str, np.ndarray]:
+    """What a table names of `expected` (nested dict of shapes), by path."""
+    flat = flatten_dict(expected, sep=".")
+    wanted = {entry.path: np.zeros(flat[entry.path].shape, np.float32) for entry in table.entries}
+    loaded, _ = weights.load(table, tensors, unflatten_dict(wanted, sep="."), str(name))
+    return flatten_dict(loaded, sep=".")
 
 
 PREFIXES = {"bert": "bert.", "gpt2": "transformer.", "llama": "model."}

@@ -1,6 +1,7 @@
 """Folders that are built once and are whole or absent, on a local disk or in a bucket."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -58,6 +59,45 @@ def replacing(path: str | Path):
         raise
 
 
+@contextlib.contextmanager
+def new_folder(path: str | Path):
+    """A local folder that becomes `path`, local or remote, when the block ends without an error, and is nothing else.
+
+    Raises UserError when `path` exists.
+    """
+    target = epath.Path(path) if is_remote(path) else Path(path).expanduser().absolute()
+    exists = _remote(target.exists, path, PROBE_TIMEOUT) if is_remote(path) else target.exists()
+    if exists:
+        raise UserError(f"{path} exists; name a folder that does not, or delete it")
+    beside = None
+    if not is_remote(path):
+        beside = target.parent
+        beside.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=beside, prefix=f".{target.name}-"))
+    try:
+        yield part
+        if is_remote(path):
+            sizes = _sizes(part)
+            (part / COMPLETE).write_text(json.dumps(sizes, indent=1))
+            _push(part, target, sizes)
+        else:
+            os.chmod(part, 0o755)  # mkdtemp lets only the owner in
+            os.rename(part, target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def local_copy(path: str) -> Path:
+    """A folder that `new_folder` put into a bucket, in the local cache."""
+    remote = epath.Path(path)
+    try:
+        marker = _remote(lambda: (remote / COMPLETE).read_bytes(), remote, PROBE_TIMEOUT)
+    except FileNotFoundError:
+        raise UserError(f"{path} holds no whole folder (no {COMPLETE}); write it with miracle_jax.export") from None
+    name = hashlib.sha256(f"{path}\n".encode() + marker).hexdigest()[:20]
+    return build_once(config.Data().cache, f"fetched-{name}", lambda folder: _fetch(remote, folder))
+
+
 def build_once(cache: str, name: str, write: Callable[[Path], None]) -> Path:
     """The local folder `name` of `cache`; where it is absent, `write(folder)` fills it.
 
@@ -75,7 +115,7 @@ def build_once(cache: str, name: str, write: Callable[[Path], None]) -> Path:
     try:
         if remote is None or not _fetch(remote, part):
             write(part)
-            sizes = {path.relative_to(part).as_posix(): path.stat().st_size for path in _files(part)}
+            sizes = _sizes(part)
             (part / COMPLETE).write_text(json.dumps(sizes, indent=1))
             if remote is not None:
                 _push(part, remote, sizes)
@@ -85,8 +125,10 @@ def build_once(cache: str, name: str, write: Callable[[Path], None]) -> Path:
     return folder
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
+def _sizes(folder: Path) -> dict[str, int]:
+    """Every file of a folder but COMPLETE, and its bytes."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files if path.name != COMPLETE}
 
 
 def _is_complete(folder: Path) -> bool:

@@ -25,11 +25,12 @@ from jaxtyping import Array, Key
 from miracle_jax import checkpoint, dataset, losses, mesh, pipeline, pretrained, storage
 from miracle_jax.command_line import read_config
 from miracle_jax.config import Config, load_run, local_folder, to_dict
-from miracle_jax.cvae import Miracle
+from miracle_jax.cvae import Miracle, join, split
 from miracle_jax.errors import UserError, one_sentence
 from miracle_jax.latent import Heads
 from miracle_jax.latent import kl as gaussian_kl
 from miracle_jax.report import Report, finite
+from miracle_jax.stages import encoder_means, head_accuracy, prior_means, refit, warm_up
 from miracle_jax.tokenizers import Tokenizers
 
 # What may differ between a run and its resumption: nothing that changes a parameter or what was learned from.
@@ -60,32 +61,36 @@ class Keys(NamedTuple):
     init: Key[Array, ""]
     steps: Key[Array, ""]
     refit: Key[Array, ""]
+    warm_up: Key[Array, ""]
 
     @classmethod
     def of(cls, seed: int) -> "Keys":
-        return cls(*jax.random.split(jax.random.key(seed), 3))
+        return cls(*jax.random.split(jax.random.key(seed), 4))
+
+
+NOTHING: dict = {}
 
 
 def make_train_step(config: Config, graphdef, optimizer, key, shardings=None):
-    """The jitted step: (state, batch) -> (state, losses). state is donated; it is traced once a bucket shape.
+    """The jitted step: (state, batch, frozen) -> (state, losses). state is donated; it is traced once a bucket shape.
 
     key: of dropout and of the draws of z; each step takes its own from it.
     shardings: the state's. Without them XLA may return a state laid out differently, and the next step compiles anew.
     """
 
-    def loss(params, micro_batch, key, cycle, total):
-        out = nnx.merge(graphdef, params)(micro_batch, key, noise=cycle)
+    def loss(params, micro_batch, key, cycle, total, frozen):
+        out = nnx.merge(graphdef, join(params, frozen))(micro_batch, key, noise=cycle)
         named = losses.parts(out, micro_batch, config.loss, total)
         return losses.weighted_sum(named, config.loss, cycle), named
 
     @partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
-    def train_step(state, batch):
+    def train_step(state, batch, frozen=NOTHING):
         params, step = state["params"], state["step"]
         micro_batches = batch["reply"].shape[0]
         cycle = losses.kl_cycle(step, config.loss)
         total = losses.counts(batch)
         keys = jax.random.split(jax.random.fold_in(key, step), micro_batches)
-        gradient = partial(jax.grad(loss, has_aux=True), cycle=cycle, total=total)
+        gradient = partial(jax.grad(loss, has_aux=True), cycle=cycle, total=total, frozen=frozen)
 
         def add(sums, micro):
             return jax.tree.map(jnp.add, sums, gradient(params, *micro)), None
@@ -108,7 +113,11 @@ def make_validation_step(config: Config, graphdef):
         model = nnx.merge(graphdef, params)
         out = model(batch)  # no key: z is the posterior's mean
         reply, length, weight = batch["reply"], batch["reply_length"], losses.row_weight(batch)
-        prior_logits = out.logits if out.posterior is None else model.decoder(reply, out.prior.mean)
+        prior_logits = (
+            out.logits
+            if out.posterior is None
+            else model.decoder(reply, out.prior.mean, None, batch.get("prompt"), batch.get("prompt_length"))
+        )
         head_logits = model.heads(out.prior.mean)
         known = (batch["labels"] >= 0) * weight[:, None]
         sums = {
@@ -144,63 +153,6 @@ def validate(validation_step, params, batches, config: Config, names: tuple[str,
         if labelled:
             values[f"accuracy_{name}"] = float(correct / labelled)
     return values
-
-
-def prior_means(graphdef, params, batches) -> dict[str, np.ndarray]:
-    """The prior's mean of every example: {"z": (n, Z), "labels": (n, A), "turn": (n,)}, filled-up rows left out."""
-
-    @jax.jit
-    def encode(params, batch):
-        return nnx.merge(graphdef, params).prior(batch["context"], batch["context_length"]).mean
-
-    rows = []
-    for batch in batches:
-        counted = np.asarray(batch["weight"]) > 0
-        columns = {"z": encode(params, batch), "labels": batch["labels"], "turn": batch["turn"]}
-        rows.append({name: np.asarray(column)[counted] for name, column in columns.items()})
-    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
-
-
-def refit(config: Config, sizes: tuple[int, ...], data: dict[str, np.ndarray], key) -> dict:
-    """Stage 2: new heads trained on frozen prior means, by AdamW with linear decay. Returns their parameters."""
-    init_key, steps_key = jax.random.split(key)
-    graphdef, params = nnx.split(Heads(config.latent, sizes, nnx.Rngs(init_key)))
-    params = nnx.to_pure_dict(params)
-    batch_size = min(config.train.batch_size, len(data["z"]))
-    steps = max(int(config.train.refit_epochs * len(data["z"]) / batch_size), 1)
-    optimizer = optax.adamw(optax.schedules.linear_schedule(config.train.refit_learning_rate, 0.0, steps))
-    z, labels = jnp.asarray(data["z"]), jnp.asarray(data["labels"])
-
-    def loss(params, rows):
-        known = jnp.maximum(jnp.sum(labels[rows] >= 0), 1)
-        logits = nnx.merge(graphdef, params)(z[rows])
-        return losses.classification(logits, labels[rows], jnp.ones(batch_size)) / known
-
-    def step(carry, step_key):
-        params, opt_state = carry
-        rows = jax.random.choice(step_key, len(z), (batch_size,), replace=False)
-        updates, opt_state = optimizer.update(jax.grad(loss)(params, rows), opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), None
-
-    run = jax.jit(lambda params, keys: jax.lax.scan(step, (params, optimizer.init(params)), keys)[0][0])
-    return run(params, jax.random.split(steps_key, steps))
-
-
-def head_accuracy(heads_graph, params, data: dict[str, np.ndarray], names: tuple[str, ...]) -> dict:
-    """Accuracy on the prior means of contexts: per attribute, their mean, and per turn (contexts of a first turn
-    carry no aspect, since nothing was answered yet)."""
-    guess = np.argmax(np.asarray(nnx.merge(heads_graph, params)(jnp.asarray(data["z"]))), axis=-1)
-    known = data["labels"] >= 0
-    right = (guess == data["labels"]) & known
-    per_attribute = {
-        name: float(right[:, a].sum() / known[:, a].sum()) for a, name in enumerate(names) if known[:, a].any()
-    }
-    per_turn = {
-        int(turn): float(right[data["turn"] == turn].sum() / known[data["turn"] == turn].sum())
-        for turn in np.unique(data["turn"])
-        if known[data["turn"] == turn].any()
-    }
-    return {"mean": float(np.mean(list(per_attribute.values()))), "attribute": per_attribute, "turn": per_turn}
 
 
 def start_run(config: Config, workdir: Path, corpus) -> None:
@@ -258,15 +210,14 @@ def train(config: Config, workdir: str | Path) -> dict:
     if finished.exists():
         print(f"{workdir} is finished; python -m miracle_jax.generate {workdir} talks to it", flush=True)
         return json.loads(finished.read_text())
+
+    def in_order(examples, columns=None):
+        for batch in pipeline.evaluation_batches(examples, config.data.buckets, micro_batch, **here, columns=columns):
+            yield mesh.put_batch(batch, devices, batch_axis=0)
+
     batches = pipeline.Batches(
         corpus.train, config.data.buckets, config.train.batch_size, config.train.accumulate, config.seed, **here
     )
-
-    def in_order(examples):
-        for batch in pipeline.evaluation_batches(examples, config.data.buckets, micro_batch, **here):
-            yield mesh.put_batch(batch, devices, batch_axis=0)
-
-    validation = list(in_order(corpus.validation))
     steps = config.train.steps or max(round(config.train.epochs * batches.steps_per_epoch), 1)
 
     # ---- Model and optimizer
@@ -275,35 +226,60 @@ def train(config: Config, workdir: str | Path) -> dict:
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: Miracle(config, sizes, nnx.Rngs(0))))
     optimizer, schedule = make_optimizer(config, steps)
 
-    def initial():
-        params = nnx.to_pure_dict(nnx.state(Miracle(config, sizes, nnx.Rngs(keys.init))))
+    def random():
+        return nnx.to_pure_dict(nnx.state(Miracle(config, sizes, nnx.Rngs(keys.init))))
+
+    def layout(tree):
+        return mesh.parameter_shardings(tree, devices, config.mesh)
+
+    def initial(params):
         return {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
 
-    shapes = jax.eval_shape(initial)
-    shardings = mesh.parameter_shardings(shapes, devices, config.mesh)
+    trained_shapes, frozen_shapes = split(config, jax.eval_shape(random))
+    shapes = jax.eval_shape(initial, trained_shapes)
+    shardings = layout(shapes)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
     # ---- Start: 1. the newest checkpoint, 2. pretrained weights, 3. random weights
     manager = checkpoint.open_manager(workdir, config.train.keep)
     start = manager.latest_step() or 0
+    params, named = {}, [part.pretrained for part in (config.encoder, config.decoder) if part.pretrained]
+    if not start or frozen_shapes:
+        params = jax.jit(random, out_shardings=layout(jax.eval_shape(random)))()
+    if params and named:
+        params, fresh = pretrained.start_from(config, jax.device_get(params))
+    trained, frozen = split(config, params)
+    frozen = jax.device_put(frozen, layout(frozen))
     if start:
         state = checkpoint.restore(manager, start, abstract)
         print(f"resuming from {workdir}/checkpoints/{start}", flush=True)
     else:
-        state = jax.jit(initial, out_shardings=shardings)()
-        if config.encoder.pretrained or config.decoder.pretrained:
-            params, fresh = pretrained.start_from(config, jax.device_get(state["params"]))
-            state["params"] = jax.device_put(params, shardings["params"])
-            names = filter(None, (config.encoder.pretrained, config.decoder.pretrained))
-            print(f"starting from {' and '.join(names)}; random are {', '.join(fresh)}", flush=True)
-        else:
-            print("starting from random weights", flush=True)
+        state = jax.jit(initial, out_shardings=shardings)(trained)
+        what = f"{' and '.join(named)}; random are {', '.join(_modules(fresh))}" if named else "random weights"
+        print(f"starting from {what}", flush=True)
+    del params, trained
     number = sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
     print(
         f"{number / 1e6:.2f} M parameters, {len(corpus.train)} instances, {steps} steps of {config.train.batch_size} "
         f"on {devices.size} {jax.default_backend()} device(s), padding {batches.padding_fraction:.0%}",
         flush=True,
     )
+
+    # ---- Frozen encoders read every text once; the latents warm up on that
+    columns = {"train": None, "validation": None}
+    if config.encoder.frozen:
+        params = join(state["params"], frozen)
+        for name, part in (("train", corpus.train), ("validation", corpus.validation)):
+            columns[name] = _read_once(workdir, name, graphdef, params, part)
+        batches.columns = columns["train"]
+    if config.train.latent_steps and not start:
+        began = time.perf_counter()
+        data = columns["train"] | {"labels": corpus.train.labels}
+        state["params"] = warm_up(config, graphdef, state["params"], frozen, data, keys.warm_up)
+        jax.block_until_ready(state["params"])
+        took = time.perf_counter() - began
+        print(f"{config.train.latent_steps} steps on latents alone took {took:.0f} s", flush=True)
+    validation = list(in_order(corpus.validation, columns["validation"]))
 
     # ---- Stage 1
     train_step = make_train_step(config, graphdef, optimizer, keys.steps, shardings)
@@ -323,7 +299,7 @@ def train(config: Config, workdir: str | Path) -> dict:
     try:
         stream = batches.stream(start)
         for step in range(start + 1, steps + 1):
-            state, named = train_step(state, mesh.put_batch(next(stream), devices, batch_axis=1))
+            state, named = train_step(state, mesh.put_batch(next(stream), devices, batch_axis=1), frozen)
             pending.append(named)
             report.progress(step)
             if step % config.train.log_every == 0 or step == steps:
@@ -333,7 +309,8 @@ def train(config: Config, workdir: str | Path) -> dict:
                 log(step)
                 paused, score = report.pause(), None
                 if validated:
-                    values = validate(validation_step, state["params"], validation, config, names)
+                    params = join(state["params"], frozen)
+                    values = validate(validation_step, params, validation, config, names)
                     score = finite(values, step)["score"]
                     report.write("validation", step, values)
                     shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
@@ -349,14 +326,14 @@ def train(config: Config, workdir: str | Path) -> dict:
     best = checkpoint.best_step(manager)
     if best != steps:
         state = checkpoint.restore(manager, best, abstract)
-    params = state["params"]
+    params = join(state["params"], frozen)
     del state
     heads_graph = nnx.graphdef(nnx.eval_shape(lambda: Heads(config.latent, sizes, nnx.Rngs(0))))
     seen = prior_means(graphdef, params, validation)
     accuracy = {"joint": head_accuracy(heads_graph, params["heads"], seen, names)}
     refitted = params["heads"]
     if config.train.refit_epochs:
-        learned_from = prior_means(graphdef, params, in_order(corpus.train))
+        learned_from = prior_means(graphdef, params, in_order(corpus.train, columns["train"]))
         refitted = refit(config, sizes, learned_from, keys.refit)
         accuracy["refit"] = head_accuracy(heads_graph, refitted, seen, names)
     heads = max(accuracy, key=lambda name: accuracy[name]["mean"])
@@ -368,10 +345,29 @@ def train(config: Config, workdir: str | Path) -> dict:
     # ---- End
     report.plot()
     facts = {"step": best, "heads": heads, "accuracy": accuracy}
-    checkpoint.save_model(workdir, {"miracle": params, "refit_heads": refitted}, facts)
+    checkpoint.save_model(workdir, {"miracle": split(config, params)[0], "refit_heads": refitted}, facts)
     manager.close()
     print(f"finished: {workdir} holds the model of step {best}", flush=True)
     return facts
+
+
+def _modules(paths: list[str]) -> list[str]:
+    """decoder.layers.blocks.qkv.adapter_in -> decoder.layers.blocks.qkv; each once."""
+    return list(dict.fromkeys(path.rpartition(".")[0] for path in paths))
+
+
+def _read_once(workdir: Path, name: str, graphdef, params, examples) -> dict[str, np.ndarray]:
+    """`encoder_means` of a split, kept in the run's folder."""
+    path = workdir / f"encoded-{name}.npz"
+    if not path.exists():
+        began = time.perf_counter()
+        means = encoder_means(graphdef, params, examples)
+        with storage.replacing(path) as file:
+            np.savez(file, **means)
+        took = time.perf_counter() - began
+        print(f"the frozen encoders read {len(examples)} {name} instances in {took:.0f} s", flush=True)
+    with np.load(path) as means:
+        return dict(means)
 
 
 def main() -> None:

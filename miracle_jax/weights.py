@@ -36,6 +36,8 @@ class Entry:
     """Rows that the tensor lacks at its end: tokens that were added."""
     optional: bool = False
     """Whether checkpoints may lack it."""
+    depth: int = 0
+    """How many "{}" counts; 0: the table's."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Table:
     def prefixed(self, ours: str, theirs: str) -> "Table":
         """The same under a prefix of our paths and of their names."""
         entries = tuple(
-            replace(e, path=ours + e.path, names=tuple(theirs + name for name in e.names)) for e in self.entries
+            replace(e, path=ours + e.path, names=tuple(theirs + name for name in e.names), depth=e.depth or self.depth)
+            for e in self.entries
         )
         ignored = tuple(re.escape(theirs) + pattern for pattern in self.ignored)
         return Table(entries, self.depth, ignored, tuple((theirs + name, theirs + of) for name, of in self.copies))
@@ -101,10 +104,11 @@ def load(table: Table, tensors: dict[str, Tensor], params: dict, name: str) -> t
         problems.sort()
         more = [f"... and {len(problems) - SHOWN} more"] * (len(problems) > SHOWN)
         raise UserError(f"{name} does not match the model:\n  " + "\n  ".join(problems[:SHOWN] + more))
-    return unflatten_dict({
+    loaded = {
         path: _assemble(wanted[path], table.depth, tensors, array) if path in wanted else np.asarray(array)
         for path, array in ours.items()
-    }, sep="."), fresh  # fmt: skip
+    }
+    return unflatten_dict(loaded, sep="."), fresh
 
 
 def dump(table: Table, params: dict) -> dict[str, np.ndarray]:
@@ -127,7 +131,7 @@ def _parts(entry: Entry, depth: int, shape: tuple[int, ...]) -> list[tuple[str, 
     stacked = "{}" in entry.names[0]
     *rest, last = shape[stacked:]
     parts = []
-    for i in range(depth if stacked else 1):
+    for i in range((entry.depth or depth) if stacked else 1):
         for name, width in zip(entry.names, entry.widths or (last,), strict=True):
             first, *others = (*rest, width)[::-1] if entry.transposed else (*rest, width)
             parts.append((name.format(i), (first - entry.fresh_rows, *others)))
@@ -144,7 +148,7 @@ def _assemble(entry: Entry, depth: int, tensors: dict[str, Tensor], initial: Any
             tensor = np.concatenate([tensor, turned(np.asarray(initial))[-entry.fresh_rows :]])
         return turned(tensor)
 
-    layers = range(depth) if "{}" in entry.names[0] else [None]
+    layers = range(entry.depth or depth) if "{}" in entry.names[0] else [None]
     arrays = [np.concatenate([read(name.format(i)) for name in entry.names], axis=-1) for i in layers]
     return arrays[0] if layers == [None] else np.stack(arrays)
 
@@ -220,3 +224,30 @@ def llama(shape: config.Llama, fresh_rows: int = 0) -> Table:
 
 def decoder(shape: config.Decoder, fresh_rows: int = 0) -> Table:
     return {"gpt2": gpt2, "llama": llama}[shape.family](shape, fresh_rows)
+
+
+def released(settings: config.Config, attributes: int) -> Table:
+    """A whole model under the names of the paper's PyTorch code; all attributes have equally many aspects there."""
+    coders = bert(settings.encoder), gpt2(settings.decoder)
+    parts = [
+        coders[0].prefixed("prior.bert.", "prior_encoder."),
+        coders[1].prefixed("decoder.", "decoder.transformer."),
+    ]
+    encoders = ["prior"]
+    if settings.loss.posterior:
+        parts.append(coders[0].prefixed("posterior.bert.", "posterior_encoder."))
+        encoders.append("posterior")
+    entries = [
+        *(Entry(f"{name}.to_gaussian.kernel", (f"{name}_encoder.linear.weight",), True) for name in encoders),
+        Entry("decoder.latent_proj.kernel", ("decoder.transformer.latent_proj.weight",), True),
+        Entry("decoder.latent_embed.kernel", ("decoder.transformer.latent_embed.weight",), True),
+        Entry("decoder.head_bias", ("decoder.lm_head.bias",)),
+    ]
+    for ours, theirs in (("1", "0"), ("2", "2")):
+        entries.append(Entry(f"heads.w{ours}", (f"latent_cls.{{}}.{theirs}.weight",), True, depth=attributes))
+        entries.append(Entry(f"heads.b{ours}", (f"latent_cls.{{}}.{theirs}.bias",), depth=attributes))
+    return Table(
+        tuple(entry for part in parts for entry in part.entries) + tuple(entries), 0,
+        tuple(pattern for part in parts for pattern in part.ignored),
+        (("decoder.lm_head.weight", "decoder.transformer.wte.weight"),),
+    )  # fmt: skip

@@ -1,26 +1,31 @@
 """From torch to our parameter trees, and what the comparisons with torch share. See reference.py for a case.
 
-A torch Linear's weight is (out, in) and is transposed; GPT-2's Conv1D is (in, out) and is not. BERT's query, key and
-value become one layer; layers are stacked on a leading axis.
+A torch Linear's weight is (out, in) and is transposed; GPT-2's Conv1D is (in, out) and is not. The query, key and
+value of BERT and Llama become one layer, and so do Llama's gate and up; layers are stacked on a leading axis.
 """
 
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
+from miracle_jax import config
+from miracle_jax.decoder import make
 
 GOLDEN = Path(__file__).parent / "golden"
 
 
 def load(source: str | dict) -> dict:
-    """A golden case by name, or a live one by the arguments of `bert_case` (has `lengths`) or `gpt2_case`."""
+    """A golden case by name, or a live one by the arguments of `bert_case`, `gpt2_case` or `llama_case`."""
     if isinstance(source, str):
         with np.load(GOLDEN / f"{source}.npz") as file:
             return dict(file)
     import reference  # needs torch
 
-    return (reference.bert_case if "lengths" in source else reference.gpt2_case)(**source)
+    family = "bert" if "lengths" in source else "llama" if "kv_heads" in source else "gpt2"
+    return getattr(reference, f"{family}_case")(**source)
 
 
 def group(case: dict, prefix: str) -> dict:
@@ -77,9 +82,38 @@ def gpt2(torch_arrays: dict) -> dict:
         positions=take.table("transformer.wpe"),
         layers=take.stacked("transformer.h", layer),
         norm=take.norm("transformer.ln_f"),
-        latent_embed={"kernel": take("latent_embed.weight").T},
-        latent_proj={"kernel": take("latent_proj.weight").T},
+        latent_embed=take.kernel("latent_embed"),
+        latent_proj=take.kernel("latent_proj"),
         head_bias=take("head_bias"),
+    )
+
+
+def llama(torch_arrays: dict) -> dict:
+    """LatentLlama's parameters (or their gradients) as the tree of llama.Llama."""
+    take = Taker(torch_arrays)
+
+    def layer(prefix):
+        def together(*parts):
+            kernels = [take.kernel(f"{prefix}.{part}_proj") for part in parts]
+            return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=-1), *kernels)
+
+        return {
+            "attention_norm": take.scale(f"{prefix}.input_layernorm"),
+            "qkv": together("self_attn.q", "self_attn.k", "self_attn.v"),
+            "attention_out": take.kernel(f"{prefix}.self_attn.o_proj"),
+            "mlp_norm": take.scale(f"{prefix}.post_attention_layernorm"),
+            "mlp_in": together("mlp.gate", "mlp.up"),
+            "mlp_out": take.kernel(f"{prefix}.mlp.down_proj"),
+        }
+
+    head = {"head": take.kernel("head")} if "head.weight" in torch_arrays else {}
+    return take.everything(
+        tokens=take.table("transformer.embed_tokens"),
+        layers=take.stacked("transformer.layers", layer),
+        norm=take.scale("transformer.norm"),
+        latent_embed=take.kernel("latent_embed"),
+        latent_proj=take.kernel("latent_proj"),
+        **head,
     )
 
 
@@ -92,14 +126,20 @@ class Taker:
     def __call__(self, name):
         return self.left.pop(name)
 
+    def kernel(self, name):
+        return {"kernel": self(f"{name}.weight").T}
+
     def linear(self, name):
-        return {"kernel": self(f"{name}.weight").T, "bias": self(f"{name}.bias")}
+        return self.kernel(name) | {"bias": self(f"{name}.bias")}
 
     def conv1d(self, name):
         return {"kernel": self(f"{name}.weight"), "bias": self(f"{name}.bias")}
 
+    def scale(self, name):
+        return {"scale": self(f"{name}.weight")}
+
     def norm(self, name):
-        return {"scale": self(f"{name}.weight"), "bias": self(f"{name}.bias")}
+        return self.scale(name) | {"bias": self(f"{name}.bias")}
 
     def table(self, name):
         return {"embedding": self(f"{name}.weight")}
@@ -112,6 +152,29 @@ class Taker:
     def everything(self, **tree):
         assert not self.left, f"parameters without a place: {list(self.left)}"
         return tree
+
+
+def is_llama(case: dict) -> bool:
+    return "shape/kv_heads" in case
+
+
+def decoder_params(case: dict, prefix: str) -> dict:
+    """The decoder's tree of a case's weights or gradients."""
+    return (llama if is_llama(case) else gpt2)(group(case, prefix))
+
+
+def decoder(case: dict, remat: bool = False) -> tuple[nnx.GraphDef, dict]:
+    """(graphdef, parameters) of our decoder of the case's family, with its weights."""
+    params = decoder_params(case, "weights")
+    sizes = {"vocab_size": len(params["tokens"]["embedding"])}
+    if "positions" in params:
+        sizes["max_positions"] = len(params["positions"]["embedding"])
+    settings = (config.Llama if is_llama(case) else config.Gpt2)(**sizes, **shape(case))
+    latent = case["shape/latent"].item()
+    model = nnx.eval_shape(lambda: make(settings, latent, jnp.float32, remat, nnx.Rngs(0)))
+    expected = jax.tree.map(lambda leaf: leaf.shape, nnx.to_pure_dict(nnx.state(model)))
+    assert jax.tree.map(lambda leaf: leaf.shape, params) == expected
+    return nnx.graphdef(model), params
 
 
 def merge(graphdef: nnx.GraphDef, params: dict, layers: int | None = None) -> nnx.Module:

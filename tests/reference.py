@@ -1,42 +1,63 @@
-"""The originals in torch: what transformers' BERT and GPT-2 compute for a small random model, as numpy arrays.
+"""The originals in torch: what transformers' BERT, GPT-2 and Llama compute for a small random model, as numpy arrays.
 
 Needs torch, so only tests/golden/make_golden.py and the tests marked `torch` import it. A case is a dict of arrays:
 its shape, `weights/NAME` and `gradients/NAME` by torch's parameter names, inputs, and outputs layer by layer.
 
-Axis letters: B batch, S tokens, D model, H heads, K head size, L layers, Z latent, V vocabulary.
+Axis letters: B batch, S tokens, D model, G key/value heads, K head size, L layers, Z latent, V vocabulary.
 """
 
 import numpy as np
 import torch
-from transformers import BertConfig, BertModel, DynamicCache, GPT2Config, GPT2Model
+from transformers import BertConfig, BertModel, DynamicCache, GPT2Config, GPT2Model, LlamaConfig, LlamaModel
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "silu": "silu"}  # ours to transformers'
 VOCABULARY, POSITIONS = 30, 20
 
 
-class LatentGpt2(torch.nn.Module):
-    """GPT-2 with the latent inside, as the paper's released code has it (emb_mode=1, past_mode=1)."""
+class LatentDecoder(torch.nn.Module):
+    """A decoder of transformers with the latent inside, as the paper's released code has it for GPT-2 (emb_mode=1,
+    past_mode=1). Where heads share keys, the latent has one key for each that is shared."""
 
-    def __init__(self, config: GPT2Config, latent: int):
+    def __init__(self, transformer: torch.nn.Module, latent: int):
         super().__init__()
-        D = config.n_embd
-        self.transformer = GPT2Model(config)
-        self.latent_embed = torch.nn.Linear(latent, D, bias=False)
-        self.latent_proj = torch.nn.Linear(latent, (config.n_layer + 1) * D, bias=False)
-        self.head_bias = torch.nn.Parameter(torch.zeros(config.vocab_size))
+        config = transformer.config
+        self.transformer = transformer
+        self.kv_heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+        chunk = self.kv_heads * config.hidden_size // config.num_attention_heads
+        self.latent_embed = torch.nn.Linear(latent, config.hidden_size, bias=False)
+        self.latent_proj = torch.nn.Linear(latent, (config.num_hidden_layers + 1) * chunk, bias=False)
 
     def forward(self, tokens, z):
-        config = self.transformer.config
-        cache = DynamicCache()
-        for i, chunk in enumerate(self.latent_proj(z).split(config.n_embd, dim=-1)[: config.n_layer]):
-            heads = chunk.view(len(z), 1, config.n_head, -1).transpose(1, 2)  # (B, H, 1, K)
+        depth, cache = self.transformer.config.num_hidden_layers, DynamicCache()
+        for i, chunk in enumerate(self.latent_proj(z).chunk(depth + 1, dim=-1)[:depth]):
+            heads = chunk.view(len(z), 1, self.kv_heads, -1).transpose(1, 2)  # (B, G, 1, K), not rotated
             cache.update(heads, heads, i)
         hidden = self.transformer(
-            inputs_embeds=self.transformer.wte(tokens) + self.latent_embed(z)[:, None],
+            inputs_embeds=self.transformer.get_input_embeddings()(tokens) + self.latent_embed(z)[:, None],
             past_key_values=cache,
             position_ids=torch.arange(1, tokens.shape[1] + 1)[None],
         ).last_hidden_state
+        return self.logits(hidden)
+
+
+class LatentGpt2(LatentDecoder):
+    def __init__(self, config: GPT2Config, latent: int):
+        super().__init__(GPT2Model(config), latent)
+        self.head_bias = torch.nn.Parameter(torch.zeros(config.vocab_size))
+
+    def logits(self, hidden):
         return hidden @ self.transformer.wte.weight.T + self.head_bias
+
+
+class LatentLlama(LatentDecoder):
+    def __init__(self, config: LlamaConfig, latent: int):
+        super().__init__(LlamaModel(config), latent)
+        if not config.tie_word_embeddings:
+            self.head = torch.nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    def logits(self, hidden):
+        tied = self.transformer.config.tie_word_embeddings
+        return hidden @ (self.transformer.embed_tokens if tied else self.head).weight.T
 
 
 def bert_case(*, seed, width, heads, depth, activation, lengths) -> dict[str, np.ndarray]:
@@ -64,8 +85,7 @@ def bert_case(*, seed, width, heads, depth, activation, lengths) -> dict[str, np
 
 
 def gpt2_case(*, seed, width, heads, depth, activation, latent, rows, length) -> dict[str, np.ndarray]:
-    """LatentGpt2: `layers` (L, B, S, D) after the final norm, `logits` (B, S, V), and the gradients of
-    sum(logits * probe), that of z among them."""
+    """LatentGpt2: see decoder_case."""
     torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=VOCABULARY, n_embd=width, n_head=heads, n_layer=depth, n_inner=2 * width, n_positions=POSITIONS,
@@ -73,16 +93,42 @@ def gpt2_case(*, seed, width, heads, depth, activation, latent, rows, length) ->
         bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     model = randomised(LatentGpt2(config, latent))
+    shape = {"width": width, "heads": heads, "depth": depth, "mlp": 2 * width, "activation": activation}
+    return decoder_case(model, model.transformer.h, model.transformer.ln_f, shape | {"latent": latent}, rows, length)
+
+
+def llama_case(
+    *, seed, width, heads, kv_heads, depth, activation, rope_theta, norm_eps, tied, latent, rows, length
+) -> dict[str, np.ndarray]:
+    """LatentLlama: see decoder_case."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=width, num_attention_heads=heads, num_key_value_heads=kv_heads,
+        num_hidden_layers=depth, intermediate_size=2 * width, max_position_embeddings=POSITIONS,
+        hidden_act=ACTIVATIONS[activation], rms_norm_eps=norm_eps, tie_word_embeddings=tied,
+        rope_parameters={"rope_type": "default", "rope_theta": rope_theta}, attn_implementation="eager",
+        bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    model = randomised(LatentLlama(config, latent))
+    shape = {
+        "width": width, "heads": heads, "kv_heads": kv_heads, "depth": depth, "mlp": 2 * width,
+        "activation": activation, "rope_theta": rope_theta, "norm_eps": norm_eps, "tied": tied, "latent": latent,
+    }  # fmt: skip
+    return decoder_case(model, model.transformer.layers, model.transformer.norm, shape, rows, length)
+
+
+def decoder_case(model, blocks, norm, shape, rows, length) -> dict[str, np.ndarray]:
+    """`layers` (L, B, S, D) after the final norm, `logits` (B, S, V), and the gradients of sum(logits * probe), that of
+    z among them."""
     tokens = torch.randint(0, VOCABULARY, (rows, length))
-    z = torch.randn(rows, latent, requires_grad=True)
-    layers = record(model.transformer.h)
+    z = torch.randn(rows, shape["latent"], requires_grad=True)
+    layers = record(blocks)
     logits = model(tokens, z)
     probe = torch.randn_like(logits)
     (logits * probe).sum().backward()
-    shape = {"width": width, "heads": heads, "depth": depth, "mlp": 2 * width, "activation": activation}
-    layers = model.transformer.ln_f(torch.stack(layers))
+    layers = norm(torch.stack(layers))
     values = {"tokens": tokens, "z": z, "z_gradient": z.grad, "probe": probe, "layers": layers, "logits": logits}
-    return arrays(model, shape | {"latent": latent}, values)
+    return arrays(model, shape, values)
 
 
 def randomised(model: torch.nn.Module) -> torch.nn.Module:

@@ -7,9 +7,11 @@ with install_import_hook("miracle_jax", "beartype.beartype"):
     import jax.numpy as jnp
     import numpy as np
     import pytest
-    from small import CONFIG, SIZES, miracle, random_batch
+    from flax import nnx
+    from small import CONFIG, SIZES, miracle, random_batch, random_model
 
     from miracle_jax import config, decode, energy, losses, sampler
+    from miracle_jax.decoder import make
 
 model = miracle()
 micro_batches = jax.tree.map(jnp.asarray, random_batch(1, 4))
@@ -31,9 +33,16 @@ for method, drift in (("ode", "energy"), ("ode", "energy+prior"), ("langevin", "
     settings = config.Sample(method=method, drift=drift)
     moved = sampler.sample(model.heads, *out.prior, aspects, weights, settings, jax.random.key(1))
 assert energy.aspect_probabilities(model.heads, jnp.asarray(moved.z)).shape == (4, len(SIZES), max(SIZES))
-for temperature in (0.0, 1.0):
-    settings = config.Decode(max_new_tokens=5, temperature=temperature, top_p=0.9)
-    decode.generate(model.decoder, out.z, jnp.arange(4), jnp.ones(18, bool), 0, 1, settings, jax.random.key(2))
+shape = config.Llama(vocab_size=18, width=16, depth=2, heads=4, kv_heads=2, mlp=32, max_positions=24)
+llama = random_model(lambda: make(shape, 6, jnp.float32, False, nnx.Rngs(0)))
+for decoder in (model.decoder, llama):
+    decoder(batch["reply"], out.z, jax.random.key(3))
+    first = jnp.arange(4)
+    past = decoder.latent_key_values(out.z)
+    decoder.hidden(batch["reply"], out.z, past, jnp.ones((), bool), 1 - first[:, None], first=first)
+    for temperature in (0.0, 1.0):
+        settings = config.Decode(max_new_tokens=5, temperature=temperature, top_p=0.9)
+        decode.generate(decoder, out.z, jnp.arange(4), jnp.ones(18, bool), 0, 1, settings, jax.random.key(2))
 
 # The check can fail: five latents for four replies.
 with pytest.raises(Exception, match="Type-check error"):

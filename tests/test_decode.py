@@ -12,8 +12,9 @@ from small import random_model
 from miracle_jax import config
 from miracle_jax.decode import generate, nucleus
 from miracle_jax.gpt2 import Gpt2
+from miracle_jax.llama import Llama
 
-SHAPE = config.Gpt2(vocab_size=20, width=16, depth=2, heads=2, mlp=32, max_positions=24)
+SIZES = {"vocab_size": 20, "width": 16, "depth": 2, "heads": 2, "mlp": 32, "max_positions": 24}
 BOS, EOS = 0, 1
 ALLOWED = np.arange(20) % 18 != BOS  # not <bos>, and not the rows 18 and 19, which no token has (18 % 18 = 0)
 ALLOWED[19] = False
@@ -32,10 +33,27 @@ class Counted(Gpt2):
         return super().hidden(*args)
 
 
+class Biased(Llama):
+    """With a bias in its head, as Gpt2 has it, so that replies can be steered alike."""
+
+    def __init__(self, shape, *args):
+        super().__init__(shape, *args)
+        self.head_bias = nnx.Param(jnp.zeros(shape.vocab_size))
+
+    def logits(self, hidden):
+        return super().logits(hidden) + self.head_bias[...]
+
+
+def make(kind, dtype=jnp.float32):
+    shape = config.Llama(**SIZES, kv_heads=1, tied=False) if issubclass(kind, Llama) else config.Gpt2(**SIZES)
+    return random_model(lambda: kind(shape, 6, dtype, False, nnx.Rngs(0)))
+
+
 def make_decoder(bias=(), kind=Gpt2):
     """A decoder that mostly ends its replies at different places; bias: scores added to single tokens."""
-    decoder = random_model(lambda: kind(SHAPE, 6, jnp.float32, False, nnx.Rngs(0)))
-    decoder.positions.embedding[...] *= 4  # less repetition
+    decoder = make(kind)
+    if issubclass(kind, Gpt2):
+        decoder.positions.embedding[...] *= 4  # less repetition
     head_bias = np.zeros(20, np.float32)
     for token, score in {EOS: 1.0, **dict(bias)}.items():
         head_bias[token] = score
@@ -43,9 +61,9 @@ def make_decoder(bias=(), kind=Gpt2):
     return decoder
 
 
-@pytest.fixture(scope="module")
-def decoder():
-    return make_decoder()
+@pytest.fixture(scope="module", params=[Gpt2, Biased], ids=["gpt2", "llama"])
+def decoder(request):
+    return make_decoder(kind=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -53,27 +71,43 @@ def z():
     return np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
 
 
-def run(decoder, z, settings=GREEDY, rows=None, allowed=ALLOWED, key=KEY):
+def run(decoder, z, settings=GREEDY, rows=None, allowed=ALLOWED, key=KEY, prompt=()):
     rows = np.arange(len(z)) if rows is None else rows
-    tokens, length = generate(decoder, z, rows, allowed, BOS, EOS, settings, key)
+    tokens, length = generate(decoder, z, rows, allowed, BOS, EOS, settings, key, *prompt)
     return np.asarray(tokens), np.asarray(length)
 
 
-def test_cached_decoding_equals_whole_forward_passes_token_for_token(decoder, z):
-    """Rows end at different places, one is cut; nothing but the tokens so far and z goes from step to step."""
-    score = jax.jit(decoder)
+def by_whole_passes(decoder, z, prompt=()):
+    """Greedy replies; nothing but the tokens so far and z goes from step to step."""
+    score = jax.jit(lambda tokens: decoder(tokens, z, None, *prompt))
     want = np.full((8, 13), EOS)
     want[:, 0] = BOS
     for step in range(12):
-        logits = np.where(ALLOWED, score(want, z)[:, step], -np.inf)
+        logits = np.where(ALLOWED, score(want)[:, step], -np.inf)
         if step < GREEDY.min_new_tokens:
             logits[:, EOS] = -np.inf
         ended = (want[:, 1 : step + 1] == EOS).any(axis=1)
         want[:, step + 1] = np.where(ended, EOS, logits.argmax(axis=1))
+    return want[:, 1:]
+
+
+def test_cached_decoding_equals_whole_forward_passes_token_for_token(decoder, z):
+    """Rows end at different places, one is cut."""
     tokens, length = run(decoder, z)
-    np.testing.assert_array_equal(tokens, want[:, 1:])
+    np.testing.assert_array_equal(tokens, by_whole_passes(decoder, z))
     np.testing.assert_array_equal(length, (tokens != EOS).sum(axis=1))
     assert len(set(length)) >= 4 and length.max() == 12 and length.min() == 2
+
+
+def test_so_it_does_after_prompts_of_different_lengths_whatever_their_padding(decoder, z):
+    prompt, length = np.random.default_rng(1).integers(2, 18, (8, 7)), np.array([7, 1, 3, 5, 2, 4, 6, 7])
+    tokens, _ = run(decoder, z, prompt=(prompt, length))
+    np.testing.assert_array_equal(tokens, by_whole_passes(decoder, z, (prompt, length)))
+    other = np.where(np.arange(7) < 7 - length[:, None], (prompt + 5) % 18, prompt)
+    np.testing.assert_array_equal(run(decoder, z, prompt=(other, length))[0], tokens)
+    assert (tokens != run(decoder, z)[0]).any(axis=1).sum() >= 4
+    # A row of its own, with no padding.
+    np.testing.assert_array_equal(run(decoder, z[2:3], prompt=(prompt[2:3, 4:], length[2:3]))[0][0], tokens[2])
 
 
 @pytest.mark.parametrize("settings", [GREEDY, DRAWN], ids=["greedy", "drawn"])
@@ -196,10 +230,11 @@ def test_nucleus_of_1_keeps_what_rounding_would_drop():
     assert (nucleus(logits, 1.0) == logits).all()
 
 
-def test_a_bfloat16_decoder_keeps_its_cache_in_bfloat16(z):
-    half = random_model(lambda: Gpt2(SHAPE, 6, jnp.bfloat16, False, nnx.Rngs(0)))
-    jaxpr = jax.make_jaxpr(partial(run_abstract, half))(z)
-    assert "bf16[2,8,13,2,8]" in str(jaxpr) and "f32[2,8,13,2,8]" not in str(jaxpr)
+@pytest.mark.parametrize(("kind", "cache"), [(Gpt2, "[2,8,13,2,8]"), (Llama, "[2,8,13,1,8]")], ids=["gpt2", "llama"])
+def test_a_bfloat16_decoder_keeps_its_cache_in_bfloat16(z, kind, cache):
+    """And Llama's has no more heads than its keys have."""
+    jaxpr = str(jax.make_jaxpr(partial(run_abstract, make(kind, jnp.bfloat16)))(z))
+    assert f"bf16{cache}" in jaxpr and f"f32{cache}" not in jaxpr
 
 
 def run_abstract(decoder, z):

@@ -268,9 +268,9 @@ def test_a_nan_stops_by_name_and_step_and_the_last_checkpoint_is_intact(tiny_run
     def poisoned(*arguments):
         step = make(*arguments)
 
-        def take(state, batch):
+        def take(state, batch, frozen):
             now = int(state["step"]) + 1
-            state, named = step(state, batch)
+            state, named = step(state, batch, frozen)
             return state, named | ({"kl": named["kl"] * jnp.nan} if now == 5 else {})
 
         return take

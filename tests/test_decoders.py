@@ -1,24 +1,26 @@
-"""The decoder with the latent inside against transformers' GPT2Model given the latent as a past position."""
+"""The decoders with the latent inside against transformers' GPT2Model and LlamaModel given the latent as a past
+position; then what holds for every family: who sees what, and where the latent goes."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import parity
 import pytest
-from flax import nnx
 
-from miracle_jax import config
-from miracle_jax.gpt2 import Gpt2
-
+LIVE = {"seed": 21, "width": 24, "depth": 3, "latent": 40, "rows": 2, "length": 9}
+LIVE_GPT2 = LIVE | {"heads": 3, "activation": "relu"}
+LIVE_LLAMA = LIVE | {
+    "heads": 4, "kv_heads": 2, "activation": "gelu", "rope_theta": 500.0, "norm_eps": 1e-5, "tied": False,
+}  # fmt: skip
 CASES = [
     "gpt2_gelu_tanh",
     "gpt2_silu",
-    pytest.param(
-        {"seed": 21, "width": 24, "heads": 3, "depth": 3, "activation": "relu", "latent": 40, "rows": 2, "length": 9},
-        marks=pytest.mark.torch,
-        id="live",
-    ),
+    "llama_grouped",
+    "llama_untied",
+    pytest.param(LIVE_GPT2, marks=pytest.mark.torch, id="live_gpt2"),
+    pytest.param(LIVE_LLAMA, marks=pytest.mark.torch, id="live_llama"),
 ]
+FAMILIES = ["gpt2_gelu_tanh", "llama_grouped"]  # one case of each
 NOTHING_HIDDEN = np.ones((), bool)
 
 
@@ -28,27 +30,11 @@ def highest_precision():
         yield
 
 
-def build(case, remat=False):
-    """(graphdef, parameters) of our decoder with the case's weights."""
-    weights = parity.group(case, "weights")
-    shape = config.Gpt2(
-        vocab_size=len(weights["transformer.wte.weight"]),
-        max_positions=len(weights["transformer.wpe.weight"]),
-        **parity.shape(case),
-    )
-    latent = case["shape/latent"].item()
-    model = nnx.eval_shape(lambda: Gpt2(shape, latent, jnp.float32, remat, nnx.Rngs(0)))
-    params = parity.gpt2(weights)
-    expected = jax.tree.map(lambda leaf: leaf.shape, nnx.to_pure_dict(nnx.state(model)))
-    assert jax.tree.map(lambda leaf: leaf.shape, params) == expected
-    return nnx.graphdef(model), params
-
-
 @pytest.fixture(scope="module", params=CASES)
 def compared(request):
     """What torch computed for a case, and what we compute: "layers", "logits" and "gradients" of each."""
     case = parity.load(request.param)
-    graphdef, params = build(case, remat=request.param == "gpt2_silu")
+    graphdef, params = parity.decoder(case, remat=request.param in ("gpt2_silu", "llama_untied"))
 
     @jax.jit
     def run(params, z):
@@ -65,7 +51,7 @@ def compared(request):
         layers = [hidden(depth) for depth in range(1, len(case["layers"]) + 1)]
         return {"layers": layers, "logits": logits, "gradients": gradients}
 
-    gradients = {"params": parity.gpt2(parity.group(case, "gradients")), "z": case["z_gradient"]}
+    gradients = {"params": parity.decoder_params(case, "gradients"), "z": case["z_gradient"]}
     return case | {"gradients": gradients}, run(params, case["z"])
 
 
@@ -85,20 +71,21 @@ def test_gradients_of_every_weight_and_of_the_latent(compared):
     parity.assert_trees_close(got["gradients"], want["gradients"], 1e-4)
 
 
-@pytest.fixture(scope="module")
-def small():
-    """(compute, parameters, tokens (3, 6), z) of one golden case; compute(params, tokens, z) gives logits."""
-    case = parity.load("gpt2_gelu_tanh")
-    graphdef, params = build(case)
-    return jax.jit(lambda params, *inputs: parity.merge(graphdef, params)(*inputs)), params, case["tokens"], case["z"]
-
-
+@pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("remat", [False, True])
-def test_remat_recomputes_in_the_backward_pass(remat):
-    case = parity.load("gpt2_gelu_tanh")
-    graphdef, params = build(case, remat)
+def test_remat_recomputes_in_the_backward_pass(name, remat):
+    case = parity.load(name)
+    graphdef, params = parity.decoder(case, remat)
     jaxpr = jax.make_jaxpr(jax.grad(lambda p: parity.merge(graphdef, p)(case["tokens"], case["z"]).sum()))(params)
     assert ("remat" in str(jaxpr)) == remat
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def small(request):
+    """(compute, parameters, tokens (3, 6), z) of one golden case; compute(params, tokens, z) gives logits."""
+    case = parity.load(request.param)
+    graphdef, params = parity.decoder(case)
+    return jax.jit(lambda params, *inputs: parity.merge(graphdef, params)(*inputs)), params, case["tokens"], case["z"]
 
 
 def test_a_token_changes_the_logits_from_its_own_place_on(small):
@@ -130,8 +117,8 @@ def test_a_row_does_not_depend_on_its_batch(small):
 @pytest.mark.parametrize("chunk", [0, 1, 2])
 def test_every_layer_reads_its_own_chunk_of_the_latent_and_none_reads_the_last(small, chunk):
     compute, params, tokens, z = small
-    width = params["norm"]["scale"].size
     kernel = params["latent_proj"]["kernel"].copy()
+    width = kernel.shape[1] // 3
     kernel[:, chunk * width : (chunk + 1) * width] *= -1
     other = params | {"latent_proj": {"kernel": kernel}}
     same = np.array_equal(compute(other, tokens, z), compute(params, tokens, z))
@@ -144,3 +131,52 @@ def test_the_latent_embedding_reaches_every_token(small):
     moved = np.abs(compute(without_key, tokens, z) - compute(without_key, tokens, z + 1)).max(axis=-1)
     assert (moved > 1e-3).all()
 
+
+def test_the_key_of_the_latent_reaches_every_token(small):
+    compute, params, tokens, z = small
+    without_embedding = params | {"latent_embed": {"kernel": np.zeros_like(params["latent_embed"]["kernel"])}}
+    moved = np.abs(compute(without_embedding, tokens, z) - compute(without_embedding, tokens, z + 1)).max(axis=-1)
+    assert (moved > 1e-3).all()
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def in_two_chunks(request):
+    """Rows of 9, 6 and 2 tokens and 3 more, as a whole and as a chunk padded on the left and the rest after it.
+
+    Gives ((hidden, (keys, values)) of the whole rows, the same of the chunk, hidden of the rest, first (3,)); `first`
+    is the number of a row's padding positions.
+    """
+    case = parity.load(request.param)
+    graphdef, params = parity.decoder(case)
+    z, first = case["z"], np.array([0, 3, 7])
+    whole = np.random.default_rng(0).integers(0, 30, (3, 12))
+    chunk, rest = np.full((3, 9), 29), np.zeros((3, 3), int)
+    for row, pad in enumerate(first):
+        chunk[row, pad:], rest[row] = np.split(whole[row, : 12 - pad], [9 - pad])
+
+    @jax.jit
+    def run(params):
+        model = parity.merge(graphdef, params)
+        latent = model.latent_key_values(z)
+        of_chunk = model.hidden(chunk, z, latent, NOTHING_HIDDEN, 1 - first[:, None], first=first)
+        past = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), latent, of_chunk[1])
+        slots = np.arange(10)
+        seen = (slots == 0) | (slots > first[:, None, None])
+        of_rest, _ = model.hidden(rest, z, past, seen, 10 - first[:, None])
+        return model.hidden(whole, z, latent, NOTHING_HIDDEN, 1), of_chunk, of_rest
+
+    return *run(params), first
+
+
+def test_padding_before_a_chunk_does_not_matter(in_two_chunks):
+    (hidden, new), (padded_hidden, padded_new), _, first = in_two_chunks
+    for row, pad in enumerate(first):
+        np.testing.assert_allclose(padded_hidden[row, pad:], hidden[row, : 9 - pad], rtol=1e-5, atol=1e-5)
+        for want, got in zip(new, padded_new, strict=True):
+            np.testing.assert_allclose(got[:, row, pad:], want[:, row, : 9 - pad], rtol=1e-5, atol=1e-5)
+
+
+def test_what_follows_a_padded_chunk_is_as_in_the_whole_row(in_two_chunks):
+    (hidden, _), _, rest, first = in_two_chunks
+    for row, pad in enumerate(first):
+        np.testing.assert_allclose(rest[row], hidden[row, 9 - pad : 12 - pad], rtol=1e-5, atol=1e-5)

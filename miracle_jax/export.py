@@ -1,0 +1,206 @@
+"""Takes a finished run elsewhere: a folder that `mj.load` opens, that transformers opens in part, or the state dict of
+the paper's PyTorch code.
+
+    python -m miracle_jax.export runs/tiny OUT --format orbax
+    python -m miracle_jax.export runs/tiny OUT --format safetensors --dtype bfloat16
+    python -m miracle_jax.export runs/tiny OUT.safetensors --format released
+
+Formats: orbax holds the parameters as one Orbax checkpoint; safetensors holds the encoders and the decoder as folders
+that transformers loads, and what they do not have (latent projections, heads) in miracle.safetensors.
+"""
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jax
+import ml_dtypes
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from miracle_jax import __version__, checkpoint, config, pretrained, storage, weights
+from miracle_jax.attributes import Schema
+from miracle_jax.command_line import parse, split_words
+from miracle_jax.cvae import split
+from miracle_jax.errors import UserError, one_sentence
+from miracle_jax.model import Stored, merge_adapters, read_run
+
+ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "silu": "silu"}  # ours to transformers'
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to write, and how."""
+
+    format: Literal["orbax", "safetensors", "released"] = "safetensors"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the parameters in the files; loading makes them float32 again."""
+    parts: Literal["all", "trained"] = "all"
+    """all: the model stands alone, adapters merged. trained: without what stayed as it was pretrained, which loading
+    looks for under the names in the config."""
+
+
+def export(workdir: str | Path, out: str, options: Options) -> None:
+    """Writes `out` whole or not at all. out: a folder (local or gs://) that does not exist yet; a file if released."""
+    stored = read_run(workdir)
+    if options.parts == "all":
+        run, miracle = merge_adapters(stored.run, stored.miracle)
+        run = dataclasses.replace(
+            run,
+            encoder=dataclasses.replace(run.encoder, pretrained="", frozen=False),
+            decoder=dataclasses.replace(run.decoder, pretrained="", frozen=False),
+        )
+        stored = dataclasses.replace(stored, run=run, miracle=miracle)
+    if options.format == "released":
+        write_released(stored, out, options)
+        return
+    with storage.new_folder(out) as folder:
+        stored.tokenizers.save(folder / "tokenizers")
+        stored.schema.save(folder / "schema.toml")
+        (folder / "config.json").write_text(json.dumps({"config": config.to_dict(stored.run)}, indent=2))
+        (folder / "README.md").write_text(card(stored, Path(workdir), options))
+        miracle = split(stored.run, stored.miracle)[0]  # all of it, where nothing is frozen
+        params = {"miracle": miracle, "refit_heads": stored.refit_heads}
+        params = jax.tree.map(lambda leaf: _as(leaf, options.dtype), params)
+        facts = stored.facts | {"format": options.format, "dtype": options.dtype, "parts": options.parts}
+        if options.format == "safetensors":
+            if options.parts == "all":
+                params["miracle"] = _write_folders(folder, stored, params["miracle"])
+            _save(folder / "miracle.safetensors", flatten_dict(params, sep="."))
+            (folder / "model.json").write_text(json.dumps(facts, indent=2))
+        else:
+            checkpoint.save_model(folder, params, facts)
+
+
+def write_released(stored: Stored, out: str, options: Options) -> None:
+    """One file under the names of the paper's PyTorch code."""
+    if stored.run.decoder.family != "gpt2" or len(set(stored.schema.sizes)) != 1:
+        raise UserError("the released format has a GPT-2 decoder and equally many aspects in every attribute")
+    if stored.facts["heads"] == "refit":
+        stored = dataclasses.replace(stored, miracle=stored.miracle | {"heads": stored.refit_heads})
+    params = jax.tree.map(lambda leaf: _as(leaf, options.dtype), stored.miracle)
+    tensors = weights.dump(weights.released(stored.run, len(stored.schema.sizes)), params)
+    tensors["decoder.lm_head.weight"] = tensors["decoder.transformer.wte.weight"].copy()
+    if Path(out).suffix != ".safetensors":
+        raise UserError(f"{out}: the released format is one file; give it a name that ends in .safetensors")
+    with storage.replacing(out) as file:
+        import safetensors.numpy
+
+        file.write(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
+
+
+def _write_folders(folder: Path, stored: Stored, params: dict) -> dict:
+    """Writes the parts that transformers knows as folders of their own; returns the parameters that are left."""
+    run, left = stored.run, dict(params)
+
+    def write(name, tokenizer, settings, tensors):
+        shutil.copytree(folder / "tokenizers" / tokenizer, folder / name)
+        (folder / name / "config.json").write_text(json.dumps(settings, indent=2))
+        _save(folder / name / "model.safetensors", tensors)
+
+    for name in {"prior", "posterior"} & params.keys():
+        left[name] = {key: value for key, value in params[name].items() if key != "bert"}
+        tensors = weights.dump(weights.bert(run.encoder), params[name]["bert"])
+        write(name, "encoder", bert_config(run.encoder), tensors)
+    table = weights.decoder(run.decoder)
+    prefix = pretrained.PREFIXES[run.decoder.family]
+    tensors = weights.dump(table, params["decoder"]).items()
+    tensors = {name if name.startswith("lm_head") else prefix + name: tensor for name, tensor in tensors}
+    write("decoder", "decoder", decoder_config(run.decoder), tensors)
+    known = {entry.path for entry in table.entries}
+    flat = flatten_dict(params["decoder"], sep=".")
+    left["decoder"] = unflatten_dict({path: leaf for path, leaf in flat.items() if path not in known}, sep=".")
+    return left
+
+
+def bert_config(shape: config.Bert) -> dict:
+    """transformers' BertConfig of a shape."""
+    return {
+        "model_type": "bert", "architectures": ["BertModel"], "vocab_size": shape.vocab_size,
+        "hidden_size": shape.width, "num_hidden_layers": shape.depth, "num_attention_heads": shape.heads,
+        "intermediate_size": shape.mlp, "max_position_embeddings": shape.max_positions,
+        "type_vocab_size": shape.segments, "hidden_act": ACTIVATIONS[shape.activation],
+        "layer_norm_eps": shape.norm_eps, "hidden_dropout_prob": shape.dropout,
+        "attention_probs_dropout_prob": shape.dropout, "position_embedding_type": "absolute",
+    }  # fmt: skip
+
+
+def decoder_config(shape: config.Gpt2 | config.Llama) -> dict:
+    """transformers' GPT2Config or LlamaConfig of a shape."""
+    if shape.family == "gpt2":
+        return {
+            "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": shape.vocab_size,
+            "n_embd": shape.width, "n_layer": shape.depth, "n_head": shape.heads, "n_inner": shape.mlp,
+            "n_positions": shape.max_positions, "activation_function": ACTIVATIONS[shape.activation],
+            "layer_norm_epsilon": shape.norm_eps, "tie_word_embeddings": True,
+        }  # fmt: skip
+    return {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": shape.vocab_size,
+        "hidden_size": shape.width, "num_hidden_layers": shape.depth, "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads, "intermediate_size": shape.mlp, "rms_norm_eps": shape.norm_eps,
+        "max_position_embeddings": shape.max_positions, "rope_theta": shape.rope_theta,
+        "hidden_act": ACTIVATIONS[shape.activation], "tie_word_embeddings": shape.tied,
+    }  # fmt: skip
+
+
+def card(stored: Stored, workdir: Path, options: Options) -> str:
+    """The bundle's README.md: what it is, what it learned from, how well it does, how to use it."""
+    run, facts = stored.run, stored.facts
+    data = ", ".join(run.data.train) or run.data.frozen or "the bundled corpus (Miracle-Mini, CC0 1.0)"
+    lines = [
+        "---", "library_name: miracle_jax", "license: other  # yours to fill in", "---", "",
+        "# A miracle_jax model", "",
+        f"Written by miracle_jax {__version__} ({options.format}, {options.dtype}, parts: {options.parts}).", "",
+        f"- attributes: {_attributes(stored.schema)}",
+        f"- data: {data}",
+        f"- checkpoint: step {facts['step']} of {run.train.steps or f'{run.train.epochs:g} epochs'}",
+        f"- heads of the energy: {facts['heads']}; accuracy on validation contexts: "
+        + (", ".join(f"{name} {a['mean']:.1%}" for name, a in facts["accuracy"].items() if a) or "not measured"),
+        f"- encoder from: {run.encoder.pretrained or 'see config.json'}",
+        f"- decoder from: {run.decoder.pretrained or 'see config.json'}",
+    ]  # fmt: skip
+    path = workdir / "evaluation.json"
+    if path.exists():
+        mean = json.loads(path.read_text())["mean"]
+        lines.append(
+            f"- control accuracy (judge of `miracle_jax.evaluate`): {mean['with_energy']:.1%} with the energy, "
+            f"{mean['without_energy']:.1%} without, {mean['gold']:.1%} on the references"
+        )
+    example = stored.schema.describe([0] * len(stored.schema.names))
+    lines += [
+        "", "```python", "import miracle_jax as mj", "", 'model = mj.load("THIS FOLDER")',
+        f'print(model.reply(["How was your day?"], "{example}").text)', "```", "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _attributes(schema: Schema) -> str:
+    return "; ".join(f"{a.name} ({', '.join(a.aspects)})" for a in schema.attributes)
+
+
+def _as(leaf, dtype: str) -> np.ndarray:
+    return np.asarray(leaf).astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)
+
+
+def _save(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    import safetensors.numpy
+
+    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
+
+
+def main(argv: list[str] | None = None) -> None:
+    with one_sentence():
+        words, flags = split_words(argv)
+        options = parse(Options(), flags, "python -m miracle_jax.export WORKDIR OUT", __doc__)
+        if len(words) != 2:
+            raise UserError("give the folder of a finished run and what to write: python -m miracle_jax.export RUN OUT")
+        export(*words, options)
+        print(f"wrote {words[1]}")
+
+
+if __name__ == "__main__":
+    main()
