@@ -189,7 +189,7 @@ def _save(path: Path, tensors: dict[str, np.ndarray]) -> None:
     import safetensors.numpy
 
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    safetensors.numpy.save_file(tensors, path, metadata={"format": "pt"})
+    path.write_bytes(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
 
 
 def main(argv: list[str] | None = None) -> None:
