@@ -3,9 +3,11 @@
 #
 #   bash launch/test.sh [PYTHON=python3.12] [--with-torch] [pytest arguments ...]
 #
-# --with-torch adds PyTorch and with it the tests that compare with it live; without it they are skipped.
+# --with-torch adds PyTorch and the pretrained weights of launch/pretrained.sh, and with them the tests that compare with
+# both live; without them they are skipped.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
+source launch/pretrained.sh
 
 with_torch=""
 while [[ $# -gt 0 ]]; do
@@ -25,6 +27,12 @@ set_up test
 if [[ -n $with_torch ]] && ! suitable .venv/bin/python torch; then
     heading "Installing PyTorch"
     .venv/bin/python -m pip install -qq --disable-pip-version-check torch==2.13.0 || fail "pip could not install torch==2.13.0"
+fi
+if [[ -n $with_torch ]]; then
+    # transformers asks for it to read GGUF files, the reference that ours are compared with.
+    suitable .venv/bin/python accelerate || .venv/bin/python -m pip install -qq --disable-pip-version-check accelerate ||
+        fail "pip could not install accelerate"
+    install_pretrained
 fi
 
 heading "Lint"

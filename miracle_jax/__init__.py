@@ -2,21 +2,40 @@
 
 The files, in the order in which a sentence travels:
 
-    config.py      every knob, once                          errors.py      a user's mistake is one sentence
-    command_line.py  flags over a config or a run
-    attributes.py  the schema: attributes and their aspects   dataset.py     JSONL -> validated instances
-    dialogues.py   instances -> a TFDS (ArrayRecord) dataset  storage.py     files and folders that are whole or absent
-    tokenizers.py  text <-> tokens                            examples.py    instances -> token rows
-    pipeline.py    token rows -> batch(seed, step)            overview.py    what a dataset holds, for people
-    layers.py      what both transformers share               bert.py        the encoder
-    gpt2.py        the decoder with the latent inside         latent.py      Gaussians and attribute heads
-    cvae.py        the whole model, one forward               losses.py      all losses and their schedules
-    energy.py      E(P|z)                                     sampler.py     the ODE and the other samplers
-    decode.py      latents -> tokens, in one compiled loop    mesh.py        arrays over devices
-    checkpoint.py  what is saved, and how                     report.py      what a run tells
-    train.py       python -m miracle_jax.train                model.py       load(workdir): a model to talk to
-    generate.py    python -m miracle_jax.generate             evaluate.py    python -m miracle_jax.evaluate
-    env.py         python -m miracle_jax.env
+    config.py        every knob, once
+    command_line.py  flags over a config, or over a run's settings
+    errors.py        a user's mistake is one sentence
+    attributes.py    the schema: attributes and their aspects
+    dataset.py       JSONL -> validated instances                       python -m miracle_jax.dataset
+    dialogues.py     instances -> a TFDS (ArrayRecord) dataset
+    storage.py       files and folders that are whole or absent
+    overview.py      what a dataset holds, for people
+    tokenizers.py    text <-> tokens
+    examples.py      instances -> token rows
+    pipeline.py      token rows -> batch(seed, step)
+    layers.py        what all transformers share
+    bert.py          the encoder
+    latent.py        Gaussians and attribute heads
+    decoder.py       the latent inside a decoder; gpt2.py and llama.py are its families
+    cvae.py          the whole model, one forward
+    losses.py        all losses and their schedules
+    energy.py        E(P|z)
+    sampler.py       the ODE and the other samplers
+    decode.py        latents -> tokens, in one compiled loop
+    hub.py           outside checkpoints as files; gguf_file.py reads llama.cpp's
+    weights.py       other people's names for our parameters
+    pretrained.py    starting from outside checkpoints
+    mesh.py          arrays over devices
+    checkpoint.py    what is saved, and how
+    report.py        what a run tells
+    stages.py        before and after the CVAE: latents alone
+    train.py         the training                                       python -m miracle_jax.train
+    model.py         load(workdir): a model to talk to
+    generate.py      replies                                            python -m miracle_jax.generate
+    evaluate.py      control accuracy                                   python -m miracle_jax.evaluate
+    export.py        models out                                         python -m miracle_jax.export
+    convert.py       checkpoints of the paper's code in                 python -m miracle_jax.convert
+    env.py           what a bug report needs                            python -m miracle_jax.env
 """
 
 import sys

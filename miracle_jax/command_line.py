@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from miracle_jax import storage
 from miracle_jax.config import Config, load_file, load_run
 from miracle_jax.errors import UserError
 
@@ -41,7 +42,7 @@ def read_options(command: str, doc: str, words: str, make: Callable[[Config], An
     workdir, *more = given or [""]
     if more and not words:
         raise UserError(f"{more[0]!r} is not understood: after the folder of the run come flags; --help lists them")
-    run = load_run(workdir) if workdir else Config()
+    run = load_run(storage.run_folder(workdir)) if workdir else Config()
     options = parse(make(run), argv, f"{command} WORKDIR {words}".rstrip(), doc)
     dataclasses.replace(run, sample=options.sample, decode=options.decode).check()
     return workdir, more, options

@@ -36,6 +36,9 @@ class Options:
     per_personality: int = 20
     """Contexts of each personality, drawn from the file with `seed`."""
     seed: int = 0
+    out: str = ""
+    """JSON file for figures and replies. Empty: evaluation.json in the run's folder, or in this one where the run is
+    `mini` or in a bucket."""
     sample: config.Sample = field(default_factory=config.Sample)
     decode: config.Decode = field(default_factory=config.Decode)
 
@@ -155,7 +158,8 @@ def main(argv: list[str] | None = None) -> None:
         if options.per_personality < 1:
             raise UserError("--per-personality must be at least 1")
         result = evaluate(load(workdir), options)
-        path = Path(workdir) / "evaluation.json"
+        own = Path(workdir) if Path(workdir).is_dir() else Path()
+        path = Path(options.out) if options.out else own / "evaluation.json"
         with storage.replacing(path) as file:
             file.write(json.dumps(result, indent=1, ensure_ascii=False).encode())
         print(f"accuracy in percent on {result['contexts']} contexts, {result['personalities']} personalities:\n")

@@ -52,6 +52,7 @@ def export(workdir: str | Path, out: str, options: Options) -> None:
             run,
             encoder=dataclasses.replace(run.encoder, pretrained="", frozen=False),
             decoder=dataclasses.replace(run.decoder, pretrained="", frozen=False),
+            train=dataclasses.replace(run.train, latent_steps=0),
         )
         stored = dataclasses.replace(stored, run=run, miracle=miracle)
     if options.format == "released":

@@ -64,7 +64,6 @@ def config_of(path: Path) -> dict:
         "model_type": "llama", "vocab_size": int(shapes["token_embd.weight"][1]),
         "tie_word_embeddings": "output.weight" not in shapes,
         "rope_scaling": {"rope_type": scaling} if scaling not in (None, "none") else None,
-        "head_dim": values["head_dim"] or values["hidden_size"] // values["num_attention_heads"],
     }  # fmt: skip
 
 
@@ -105,9 +104,16 @@ def tokenizer_of(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
             f"{path} has a tokenizer of kind {model!r} / {pre!r}, which is not supported; name a folder with the same "
             "tokenizer by --data.decoder-tokenizer"
         )
-    tokens, kinds = (_value(reader, f"tokenizer.ggml.{key}") for key in ("tokens", "token_type"))
-    merges = [tuple(merge.split(" ")) for merge in _value(reader, "tokenizer.ggml.merges")]
-    backend = tokenizers.Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    tokens, kinds, merges = lists = [
+        _value(reader, f"tokenizer.ggml.{key}") for key in ("tokens", "token_type", "merges")
+    ]
+    if None in lists:
+        raise UserError(
+            f"{path} lacks tokens, token_type or merges of its tokenizer; name a folder with the same tokenizer by "
+            "--data.decoder-tokenizer"
+        )
+    pairs = [tuple(merge.split(" ")) for merge in merges]
+    backend = tokenizers.Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, pairs))
     backend.pre_tokenizer = pre_tokenizers.Sequence([make(**how) for make, how in PRE_TOKENIZERS[pre or "default"]])
     backend.decoder = decoders.ByteLevel()
     special = [token for token, kind in zip(tokens, kinds, strict=True) if kind in (CONTROL, USER_DEFINED)]

@@ -33,13 +33,16 @@ def locate(name: str, field: str) -> Path:
     """
     if name.startswith("package:"):
         package, _, inside = name.removeprefix("package:").partition("/")
-        found = importlib.util.find_spec(package)
+        found = importlib.util.find_spec(package) if package.isidentifier() else None
         if found is None:
             raise UserError(f"{field} {name}: the package {package} is not installed; run bash launch/pretrained.sh")
-        path = Path(found.submodule_search_locations[0]) / inside
-        if not path.exists():
-            raise UserError(f"{field} {name}: the package {package} has no {inside}; another version of it may")
-        return path
+        paths = [Path(place) / inside for place in found.submodule_search_locations or ()]
+        if not any(path.exists() for path in paths):
+            raise UserError(
+                f"{field} {name}: the installed package {package} has no {inside}; bash launch/pretrained.sh installs "
+                "the version that has it"
+            )
+        return next(path for path in paths if path.exists())
     path = Path(name).expanduser()
     if path.exists():
         return path
@@ -61,27 +64,54 @@ def _from_hub(name: str, field: str) -> Path:
         except errors.EntryNotFoundError:
             return None
 
+    def fetch_weights():
+        unreachable = None
+        for file in WEIGHTS:
+            try:
+                found = fetch(file)
+            except errors.LocalEntryNotFoundError as error:  # offline it may be absent, and another one in the cache
+                unreachable = unreachable or error
+                continue
+            if found:
+                return found
+        if unreachable:
+            raise unreachable
+        raise UserError(f"{field} {name}: this hub repository has none of {', '.join(WEIGHTS)}")
+
     try:
         found = fetch("config.json")
         if found is None:
             raise UserError(f"{field} {name}: this hub repository has no config.json; name a transformers checkpoint")
-        file = next(filter(None, map(fetch, WEIGHTS)), None)
-        if file is None:
-            raise UserError(f"{field} {name}: this hub repository has none of {', '.join(WEIGHTS)}")
+        file = fetch_weights()
         if file.suffix == ".json":
-            for part in sorted(set(json.loads(file.read_bytes())["weight_map"].values())):
+            for part in sorted(set(_index(file).values())):
                 fetch(part)
     except (errors.RepositoryNotFoundError, errors.GatedRepoError, errors.HFValidationError) as error:
         raise UserError(
             f"{field} {name} is neither a folder nor a hub repository that you may read "
-            f"({str(error).strip().splitlines()[0]}); mend the name, or log in with `hf auth login`"
+            f"({_first_line(error)}); mend the name, or log in with `hf auth login`"
         ) from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as error:
+    except (errors.LocalEntryNotFoundError, errors.HTTPError, OSError) as error:
         raise UserError(
             f"{field} {name} is not a local folder, and the hub cannot be reached "
-            f"({str(error).strip().splitlines()[0][:200]}); connect, or name a folder that holds it"
+            f"({_first_line(error)}); connect, or name a folder that holds it"
         ) from None
     return found.parent
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _index(path: Path) -> dict[str, str]:
+    """Tensor -> the file beside this index that holds it."""
+    try:
+        parts = json.loads(path.read_bytes())["weight_map"]
+        if not all(isinstance(part, str) for part in parts.values()):
+            raise TypeError("weight_map names something other than files")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not an index of weights: {error!r}") from None
+    return parts
 
 
 def tensors_of(path: Path) -> dict[str, Tensor]:
@@ -94,11 +124,7 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
     if not path.exists():
         raise UserError(f"{path} does not exist")
     if path.suffix == ".json":
-        try:
-            parts = json.loads(path.read_bytes())["weight_map"]
-        except (ValueError, KeyError) as error:
-            raise UserError(f"{path} is not an index of weights: {error!r}") from None
-        tensors = {}
+        parts, tensors = _index(path), {}
         for part in sorted(set(parts.values())):
             tensors |= tensors_of(path.parent / part)
         lost = sorted(parts.keys() - tensors.keys())
@@ -140,13 +166,13 @@ def _pickled(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise UserError(
-            f"{path} is not a plain PyTorch state dict ({str(error).strip().splitlines()[0][:200]}); only tensors are "
-            "read, never code"
+            f"{path} is not a plain PyTorch state dict ({_first_line(error)}); only tensors are read, never code"
         ) from None
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    items = state.items() if isinstance(state, dict) else [(None, state)]
+    if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in items):
         raise UserError(f"{path} holds something other than named tensors; save model.state_dict()")
 
     def read(value):
-        return (value.float() if value.is_floating_point() else value).numpy()
+        return (value.detach().float() if value.is_floating_point() else value).numpy()
 
     return {name: Tensor(tuple(value.shape), lambda value=value: read(value)) for name, value in state.items()}

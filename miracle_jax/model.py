@@ -35,8 +35,6 @@ from miracle_jax.tokenizers import Tokenizers
 
 log = logging.getLogger("miracle_jax")
 
-BUNDLED = Path(__file__).with_name("mini")
-"""The trained part of configs/mini.py, exported."""
 Context = Sequence[str] | Mapping[str, Any]
 
 
@@ -78,8 +76,7 @@ def read_run(workdir: str | Path) -> Stored:
 
     Raises UserError when the folder holds none or its parameters do not fit its config.
     """
-    workdir = BUNDLED if str(workdir) == "mini" and not Path("mini").exists() else workdir
-    workdir = storage.local_copy(workdir) if storage.is_remote(workdir) else Path(workdir).expanduser()
+    workdir = storage.run_folder(workdir)
     run = config.load_run(workdir)
     if not (workdir / "model.json").is_file():
         raise UserError(f"{workdir} is not finished (no model.json); run its python -m miracle_jax.train command again")

@@ -18,7 +18,10 @@ ACTIVATIONS = {
     "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu",
     "swish": "silu",
 }  # fmt: skip
-OURS = {"encoder": ("dropout", "init_std"), "decoder": ("dropout", "init_std")}
+OURS = {
+    "encoder": ("frozen", "dropout", "init_std"),
+    "decoder": ("frozen", "lora_rank", "sees_context", "context_tokens", "dropout", "init_std"),
+}
 """Fields of a shape that weights do not decide."""
 SPARE_ROWS = 512
 """Rows that an embedding may have beyond its tokenizer's tokens: some are padded to a round number."""
@@ -30,7 +33,7 @@ SPARE_ROWS = 512
 def resolve(settings: config.Config, run: config.Config | None = None) -> config.Config:
     """The config with the shapes and the tokenizers of the checkpoints that it names. Without names: as it is.
 
-    Dropout and initial deviations stay as configured; everything that the weights decide is the checkpoint's.
+    What OURS names stays as configured; everything that the weights decide is the checkpoint's.
 
     run: that of a run to resume; where it names the same checkpoint, its shape is taken and nothing is looked up.
     """
@@ -66,11 +69,14 @@ def _config_of(path: Path) -> dict:
     if path.suffix == ".gguf":
         return gguf_file.config_of(path)
     try:
-        return json.loads((path / "config.json").read_bytes())
+        values = json.loads((path / "config.json").read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path} has no config.json; it is not a transformers checkpoint") from None
     except (ValueError, NotADirectoryError) as error:
         raise UserError(f"{path / 'config.json'} cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path / 'config.json'} cannot be read: it is not an object with entries")
+    return values
 
 
 class _Reader:
@@ -87,9 +93,17 @@ class _Reader:
             return 1
         return value
 
-    def must(self, key: str, wanted, default) -> None:
-        value = self.values.get(key, default)
-        if value not in (wanted if isinstance(wanted, tuple) else (wanted,)):
+    def size(self, key: str, default=None) -> int:
+        value = self(key, default)
+        if type(value) is int and value > 0:
+            return value
+        self.problems.append(f"{key} is {value!r}; it must be a whole number above 0")
+        return 1
+
+    def must(self, key: str, wanted) -> None:
+        """What is not said is as wanted."""
+        value = self.values.get(key)
+        if value not in (wanted, None):
             self.problems.append(f"{key} is {value!r}, supported is {wanted!r}")
 
     def activation(self, key: str, default: str) -> str:
@@ -106,14 +120,15 @@ class _Reader:
 def bert_shape(values: dict, base: config.Bert, name: str) -> config.Bert:
     """The shape that a transformers BertConfig describes."""
     take = _Reader(values, name)
-    take.must("model_type", "bert", "bert")
-    take.must("position_embedding_type", ("absolute", None), "absolute")
-    take.must("is_decoder", (False, None), False)
-    take.must("add_cross_attention", (False, None), False)
+    take.must("model_type", "bert")
+    take.must("position_embedding_type", "absolute")
+    take.must("is_decoder", False)
+    take.must("add_cross_attention", False)
     shape = dataclasses.replace(
-        base, vocab_size=take("vocab_size"), width=take("hidden_size"), depth=take("num_hidden_layers"),
-        heads=take("num_attention_heads"), mlp=take("intermediate_size"),
-        max_positions=take("max_position_embeddings"), segments=take("type_vocab_size", 2),
+        base, vocab_size=take.size("vocab_size"), width=take.size("hidden_size"),
+        depth=take.size("num_hidden_layers"), heads=take.size("num_attention_heads"),
+        mlp=take.size("intermediate_size"), max_positions=take.size("max_position_embeddings"),
+        segments=take.size("type_vocab_size", 2),
         activation=take.activation("hidden_act", "gelu"), norm_eps=take("layer_norm_eps", 1e-12),
     )  # fmt: skip
     take.done()
@@ -125,30 +140,30 @@ def decoder_shape(values: dict, base: config.Decoder, name: str) -> config.Gpt2 
     shared = {f.name: getattr(base, f.name) for f in dataclasses.fields(config.Decoder)}
     take = _Reader(values, name)
     if values.get("model_type") == "gpt2":
-        take.must("scale_attn_weights", True, True)
-        take.must("scale_attn_by_inverse_layer_idx", False, False)
-        take.must("add_cross_attention", False, False)
-        take.must("tie_word_embeddings", True, True)
-        width = take("n_embd")
+        take.must("scale_attn_weights", True)
+        take.must("scale_attn_by_inverse_layer_idx", False)
+        take.must("add_cross_attention", False)
+        take.must("tie_word_embeddings", True)
+        width = take.size("n_embd")
         shape = config.Gpt2(**shared | dict(
-            vocab_size=take("vocab_size"), width=width, depth=take("n_layer"), heads=take("n_head"),
-            mlp=take("n_inner", 4 * width), max_positions=take("n_positions", values.get("n_ctx")),
+            vocab_size=take.size("vocab_size"), width=width, depth=take.size("n_layer"), heads=take.size("n_head"),
+            mlp=take.size("n_inner", 4 * width), max_positions=take.size("n_positions", values.get("n_ctx")),
             norm_eps=take("layer_norm_epsilon", 1e-5),
         ), activation=take.activation("activation_function", "gelu_new"))  # fmt: skip
     elif values.get("model_type") == "llama":
-        width, heads = take("hidden_size"), take("num_attention_heads")
+        width, heads = take.size("hidden_size"), take.size("num_attention_heads")
         rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
         if rope.get("rope_type", rope.get("type", "default")) != "default":
             take.problems.append(f"rope_scaling is {rope}, supported is none")
-        take.must("attention_bias", False, False)
-        take.must("mlp_bias", False, False)
-        take.must("head_dim", (width // heads, None), None)
+        take.must("attention_bias", False)
+        take.must("mlp_bias", False)
+        take.must("head_dim", width // heads)
         shape = config.Llama(**shared | dict(
-            vocab_size=take("vocab_size"), width=width, depth=take("num_hidden_layers"), heads=heads,
-            mlp=take("intermediate_size"), max_positions=take("max_position_embeddings"),
+            vocab_size=take.size("vocab_size"), width=width, depth=take.size("num_hidden_layers"), heads=heads,
+            mlp=take.size("intermediate_size"), max_positions=take.size("max_position_embeddings"),
             norm_eps=take("rms_norm_eps", 1e-6),
-        ), activation=take.activation("hidden_act", "silu"), kv_heads=take("num_key_value_heads", heads),
-            rope_theta=float(rope.get("rope_theta", values.get("rope_theta", 10000.0))),
+        ), activation=take.activation("hidden_act", "silu"), kv_heads=take.size("num_key_value_heads", heads),
+            rope_theta=float(rope.get("rope_theta") or take("rope_theta", 10000.0)),
             tied=take("tie_word_embeddings", False))  # fmt: skip
     else:
         raise UserError(
@@ -224,7 +239,9 @@ def _flat_load(table: Table, tensors: dict[str, Tensor], expected: dict, name: P
     """What a table names of `expected` (nested dict of shapes), by path."""
     flat = flatten_dict(expected, sep=".")
     wanted = {entry.path: np.zeros(flat[entry.path].shape, np.float32) for entry in table.entries}
-    loaded, _ = weights.load(table, tensors, unflatten_dict(wanted, sep="."), str(name))
+    loaded, lacking = weights.load(table, tensors, unflatten_dict(wanted, sep="."), str(name))
+    if lacking:
+        raise UserError(f"{name} lacks {', '.join(lacking)}; copy or export it again")
     return flatten_dict(loaded, sep=".")
 
 
@@ -240,11 +257,13 @@ def read_tensors(path: Path, family: str) -> dict[str, Tensor]:
         tensors = gguf_file.read_tensors(path)
     else:
         tensors = tensors_of(path)
-    renamed = {}
-    for name, tensor in tensors.items():
-        name = name.removeprefix("_orig_mod.").removeprefix(PREFIXES[family])
+    renamed, first = {}, {}
+    for original, tensor in tensors.items():
+        name = original.removeprefix("_orig_mod.").removeprefix(PREFIXES[family])
         if family == "bert":  # as converted from TensorFlow
             name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
             name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
-        renamed[name] = tensor
+        if name in renamed:
+            raise UserError(f"{path} has both {first[name]} and {original}, which mean the same; remove one")
+        renamed[name], first[name] = tensor, original
     return renamed

@@ -25,6 +25,10 @@ STALE_AFTER = 3600.0
 """Seconds after which the leftovers of a build that was killed are removed."""
 
 
+MINI = Path(__file__).with_name("mini")
+"""The trained part of configs/mini.py, exported."""
+
+
 def is_remote(path: str | Path) -> bool:
     return "://" in str(path)
 
@@ -85,6 +89,13 @@ def new_folder(path: str | Path):
             os.rename(part, target)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def run_folder(name: str | Path) -> Path:
+    """The local folder of a run or an export: a local path, a gs:// path, or `mini`, which comes with the package."""
+    if is_remote(name):
+        return local_copy(str(name))
+    return MINI if str(name) == "mini" and not Path(name).exists() else Path(name).expanduser()
 
 
 def local_copy(path: str) -> Path:

@@ -35,7 +35,7 @@ class Entry:
     fresh_rows: int = 0
     """Rows that the tensor lacks at its end: tokens that were added."""
     optional: bool = False
-    """Whether checkpoints may lack it."""
+    """Whether checkpoints may lack it, together with all others that are optional."""
     depth: int = 0
     """How many "{}" counts; 0: the table's."""
 
@@ -78,13 +78,14 @@ def load(table: Table, tensors: dict[str, Tensor], params: dict, name: str) -> t
     """
     ours = flatten_dict(params, sep=".")
     problems, used, fresh, wanted = [], set(), [], {}
+    parts = {entry: _parts(entry, table.depth, ours[entry.path].shape) for entry in table.entries}
+    has_optional = any(part in tensors for entry in table.entries if entry.optional for part, _ in parts[entry])
     for entry in table.entries:
-        parts = _parts(entry, table.depth, ours[entry.path].shape)
-        if entry.optional and not any(part in tensors for part, _ in parts):
+        if entry.optional and not has_optional:
             fresh.append(entry.path)
             continue
         wanted[entry.path] = entry
-        for part, shape in parts:
+        for part, shape in parts[entry]:
             used.add(part)
             if part not in tensors:
                 problems.append(f"{part}: missing (the model expects {shape})")

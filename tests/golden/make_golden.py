@@ -1,6 +1,7 @@
-"""Writes the golden arrays beside this file: what torch's BERT, GPT-2 and Llama compute, for tests without torch.
+"""Writes the golden arrays beside this file: what torch's BERT, GPT-2 and Llama compute, for tests without torch;
+and what transformers computes with the real weights that `bash launch/pretrained.sh` installs.
 
-    python tests/golden/make_golden.py        (written with torch 2.13.0 and transformers 5.23.0)
+    python tests/golden/make_golden.py        (written with torch 2.13.0, transformers 5.23.0, accelerate 1.15.0)
 """
 
 import sys
@@ -24,6 +25,8 @@ CASES = {
     "gpt2_silu": reference.gpt2_case(**GPT2, heads=1, activation="silu"),
     "llama_grouped": reference.llama_case(**LLAMA, **GROUPED),
     "llama_untied": reference.llama_case(**LLAMA, **UNTIED),
+    "minilm": reference.minilm_case(),
+    "smollm2": reference.smollm2_case(),
 }
 
 for name, case in CASES.items():
