@@ -38,18 +38,24 @@ class Options:
 
 def convert(source: str | Path, out: str, options: Options) -> None:
     """Writes the folder `out` whole or not at all. Raises UserError for a state dict of another form."""
-    tensors = {name.removeprefix("_orig_mod."): t for name, t in hub.tensors_of(Path(source).expanduser()).items()}
+    tensors = _tensors_of(Path(source).expanduser())
     schema = Schema.load(options.schema)
     run = _config_of(tensors, str(source), options)
     if len(set(schema.sizes)) != 1:
         raise UserError("the released code has equally many aspects in every attribute; --schema has not")
     shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: Miracle(run, schema.sizes, nnx.Rngs(0)))))
     nothing = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
-    miracle, _ = weights.load(weights.released(run, len(schema.sizes)), tensors, nothing, str(source))
+    table = weights.released(run, len(schema.sizes))
+    table = dataclasses.replace(table, entries=tuple(dataclasses.replace(e, optional=False) for e in table.entries))
+    miracle, _ = weights.load(table, tensors, nothing, str(source))
     tokenizers = Tokenizers(
         load_tokenizer("encoder", run.data.encoder_tokenizer), load_tokenizer("decoder", run.data.decoder_tokenizer)
     )
-    tokenizers.check(run)
+    if tokenizers.decoder.size > run.decoder.vocab_size:
+        raise UserError(
+            f"{source} has embeddings of {run.decoder.vocab_size} decoder tokens, but with <bos> the tokenizer of "
+            f"--decoder {options.decoder} has {tokenizers.decoder.size}; name the one that it was trained with"
+        )
     with storage.new_folder(out) as folder:
         tokenizers.save(folder / "tokenizers")
         schema.save(folder / "schema.toml")
@@ -58,13 +64,28 @@ def convert(source: str | Path, out: str, options: Options) -> None:
         checkpoint.save_model(folder, {"miracle": miracle, "refit_heads": miracle["heads"]}, facts)
 
 
+def _tensors_of(path: Path) -> dict[str, hub.Tensor]:
+    """The state dict without the prefix that torch.compile gives."""
+    found = hub.tensors_of(path)
+    tensors = {name.removeprefix("_orig_mod."): tensor for name, tensor in found.items()}
+    if len(tensors) < len(found):
+        raise UserError(f"{path} has tensors both with and without the prefix _orig_mod.; remove one of each two")
+    head, table = "decoder.lm_head.weight", "decoder.transformer.wte.weight"
+    if head in tensors and table not in tensors:  # safetensors keeps one name of two that share their memory
+        tensors[table] = tensors[head]
+    return tensors
+
+
 def _config_of(tensors: dict[str, hub.Tensor], source: str, options: Options) -> config.Config:
     """The config of a state dict: shapes from the named configs, sizes of what they do not know from the tensors."""
 
     def size(name, axis):
         if name not in tensors:
             raise UserError(f"{source} has no {name}; it is no checkpoint of the paper's code")
-        return tensors[name].shape[axis]
+        shape = tensors[name].shape
+        if len(shape) != 2:
+            raise UserError(f"{source}: {name} has the shape {shape}; that of the paper's code has two dimensions")
+        return shape[axis]
 
     latent = size("prior_encoder.linear.weight", 0) // 2
     run = config.Config(

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from miracle_jax import config, storage
+from miracle_jax import config, hub, storage
 from miracle_jax.attributes import UNKNOWN, Schema
 from miracle_jax.errors import UserError, one_sentence
 
@@ -113,6 +113,7 @@ def absolute(data: config.Data) -> config.Data:
     return dataclasses.replace(
         data, train=tuple(map(item, data.train)), validation=tuple(map(item, data.validation)),
         schema=path(data.schema), frozen=path(data.frozen),
+        encoder_tokenizer=hub.absolute(data.encoder_tokenizer), decoder_tokenizer=hub.absolute(data.decoder_tokenizer),
     )  # fmt: skip
 
 

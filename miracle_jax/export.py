@@ -44,9 +44,12 @@ class Options:
 
 
 def export(workdir: str | Path, out: str, options: Options) -> None:
-    """Writes `out` whole or not at all. out: a folder (local or gs://) that does not exist yet; a file if released."""
+    """Writes `out` whole or not at all; it must not exist yet. out: a folder (local or gs://); a file if released."""
+    if options.format == "released":
+        _check_released_file(out)
     stored = read_run(workdir)
-    if options.parts == "all":
+    about = card(stored, storage.run_folder(workdir), options)  # before the config forgets what it started from
+    if options.parts == "all" or options.format == "released":
         run, miracle = merge_adapters(stored.run, stored.miracle)
         run = dataclasses.replace(
             run,
@@ -62,7 +65,7 @@ def export(workdir: str | Path, out: str, options: Options) -> None:
         stored.tokenizers.save(folder / "tokenizers")
         stored.schema.save(folder / "schema.toml")
         (folder / "config.json").write_text(json.dumps({"config": config.to_dict(stored.run)}, indent=2))
-        (folder / "README.md").write_text(card(stored, Path(workdir), options))
+        (folder / "README.md").write_text(about)
         miracle = split(stored.run, stored.miracle)[0]  # all of it, where nothing is frozen
         params = {"miracle": miracle, "refit_heads": stored.refit_heads}
         params = jax.tree.map(lambda leaf: _as(leaf, options.dtype), params)
@@ -77,20 +80,35 @@ def export(workdir: str | Path, out: str, options: Options) -> None:
 
 
 def write_released(stored: Stored, out: str, options: Options) -> None:
-    """One file under the names of the paper's PyTorch code."""
-    if stored.run.decoder.family != "gpt2" or len(set(stored.schema.sizes)) != 1:
-        raise UserError("the released format has a GPT-2 decoder and equally many aspects in every attribute")
+    """One file under the names of the paper's PyTorch code. Raises UserError for what that code computes otherwise."""
+    run = stored.run
+    lacking = {
+        f"decoder of the {run.decoder.family} family (only gpt2)": run.decoder.family != "gpt2",
+        "attributes with different numbers of aspects": len(set(stored.schema.sizes)) != 1,
+        f"latent.activation {run.latent.activation} (only relu)": run.latent.activation != "relu",
+        f"latent.logvar_shift {run.latent.logvar_shift} (only 0)": run.latent.logvar_shift != 0,
+    }
+    if any(lacking.values()):
+        raise UserError(
+            "the released format cannot hold this run; the paper's code has no "
+            + ", no ".join(name for name, lacks in lacking.items() if lacks)
+        )
     if stored.facts["heads"] == "refit":
         stored = dataclasses.replace(stored, miracle=stored.miracle | {"heads": stored.refit_heads})
     params = jax.tree.map(lambda leaf: _as(leaf, options.dtype), stored.miracle)
     tensors = weights.dump(weights.released(stored.run, len(stored.schema.sizes)), params)
     tensors["decoder.lm_head.weight"] = tensors["decoder.transformer.wte.weight"].copy()
-    if Path(out).suffix != ".safetensors":
-        raise UserError(f"{out}: the released format is one file; give it a name that ends in .safetensors")
-    with storage.replacing(out) as file:
+    with storage.replacing(Path(out).expanduser()) as file:
         import safetensors.numpy
 
         file.write(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
+
+
+def _check_released_file(out: str) -> None:
+    if storage.is_remote(out) or Path(out).suffix != ".safetensors":
+        raise UserError(f"{out}: the released format is one local file; give it a name that ends in .safetensors")
+    if Path(out).expanduser().exists():
+        raise UserError(f"{out} exists; name a file that does not, or delete it")
 
 
 def _write_folders(folder: Path, stored: Stored, params: dict) -> dict:
@@ -105,12 +123,14 @@ def _write_folders(folder: Path, stored: Stored, params: dict) -> dict:
     for name in {"prior", "posterior"} & params.keys():
         left[name] = {key: value for key, value in params[name].items() if key != "bert"}
         tensors = weights.dump(weights.bert(run.encoder), params[name]["bert"])
-        write(name, "encoder", bert_config(run.encoder), tensors)
+        write(name, "encoder", bert_config(run.encoder) | {"pad_token_id": stored.tokenizers.encoder.pad_id}, tensors)
     table = weights.decoder(run.decoder)
     prefix = pretrained.PREFIXES[run.decoder.family]
     tensors = weights.dump(table, params["decoder"]).items()
     tensors = {name if name.startswith("lm_head") else prefix + name: tensor for name, tensor in tensors}
-    write("decoder", "decoder", decoder_config(run.decoder), tensors)
+    tokenizer = stored.tokenizers.decoder
+    ends = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id}
+    write("decoder", "decoder", decoder_config(run.decoder) | ends, tensors)
     known = {entry.path for entry in table.entries}
     flat = flatten_dict(params["decoder"], sep=".")
     left["decoder"] = unflatten_dict({path: leaf for path, leaf in flat.items() if path not in known}, sep=".")
@@ -150,14 +170,19 @@ def decoder_config(shape: config.Gpt2 | config.Llama) -> dict:
 def card(stored: Stored, workdir: Path, options: Options) -> str:
     """The bundle's README.md: what it is, what it learned from, how well it does, how to use it."""
     run, facts = stored.run, stored.facts
-    data = ", ".join(run.data.train) or run.data.frozen or "the bundled corpus (Miracle-Mini, CC0 1.0)"
+    source = facts.get("converted_from")
+    if source:
+        data, origin = "not known", f"converted from {source}, a checkpoint of the paper's PyTorch code"
+    else:
+        data = ", ".join(run.data.train) or run.data.frozen or "the bundled corpus (Miracle-Mini, CC0 1.0)"
+        origin = f"step {facts['step']} of {run.train.steps or f'{run.train.epochs:g} epochs'}"
     lines = [
         "---", "library_name: miracle_jax", "license: other  # yours to fill in", "---", "",
         "# A miracle_jax model", "",
         f"Written by miracle_jax {__version__} ({options.format}, {options.dtype}, parts: {options.parts}).", "",
         f"- attributes: {_attributes(stored.schema)}",
         f"- data: {data}",
-        f"- checkpoint: step {facts['step']} of {run.train.steps or f'{run.train.epochs:g} epochs'}",
+        f"- checkpoint: {origin}",
         f"- heads of the energy: {facts['heads']}; accuracy on validation contexts: "
         + (", ".join(f"{name} {a['mean']:.1%}" for name, a in facts["accuracy"].items() if a) or "not measured"),
         f"- encoder from: {run.encoder.pretrained or 'see config.json'}",

@@ -26,6 +26,12 @@ class Tensor:
     read: Callable[[], np.ndarray]
 
 
+def absolute(name: str) -> str:
+    """The name, by which a run finds the checkpoint from any folder: a local path made absolute, any other as it is."""
+    path = Path(name).expanduser()
+    return str(path.absolute()) if name and path.exists() else name
+
+
 def locate(name: str, field: str) -> Path:
     """The local folder or .gguf file of a checkpoint, fetched from the hub if need be.
 

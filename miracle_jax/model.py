@@ -80,7 +80,10 @@ def read_run(workdir: str | Path) -> Stored:
     run = config.load_run(workdir)
     if not (workdir / "model.json").is_file():
         raise UserError(f"{workdir} is not finished (no model.json); run its python -m miracle_jax.train command again")
-    facts = json.loads((workdir / "model.json").read_text())
+    try:
+        facts = json.loads((workdir / "model.json").read_bytes())
+    except ValueError as error:
+        raise UserError(f"{workdir / 'model.json'} is not valid JSON: {error}") from None
     schema = Schema.load(workdir / "schema.toml")
     shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: Miracle(run, schema.sizes, nnx.Rngs(0)))))
     trained, frozen = split(run, shapes)

@@ -211,6 +211,8 @@ def start_from(settings: config.Config, params: dict) -> tuple[dict, list[str]]:
         decoder, _ = weights.load(table, tensors, ours, name)
         loaded["decoder"] = decoder
         fresh -= {f"decoder.{path}" for path in flat if path in named}
+        added = settings.decoder.vocab_size - rows
+        fresh |= {f"decoder.tokens.embedding (its last {added} of {added + rows} rows)"} if added else set()
     return loaded, sorted(fresh)
 
 

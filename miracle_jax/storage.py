@@ -81,9 +81,18 @@ def new_folder(path: str | Path):
     try:
         yield part
         if is_remote(path):
+            content = hashlib.sha256()
+            for name in _sizes(part):
+                content.update((part / name).read_bytes())
+            (part / f"sha256-{content.hexdigest()}").touch()  # so that no two contents have the same COMPLETE
             sizes = _sizes(part)
             (part / COMPLETE).write_text(json.dumps(sizes, indent=1))
-            _push(part, target, sizes)
+            try:
+                _push(part, target, sizes)
+            except BaseException:
+                with contextlib.suppress(UserError, FileNotFoundError):  # what is left of it counts as absent
+                    _remote(target.rmtree, path, PROBE_TIMEOUT)
+                raise
         else:
             os.chmod(part, 0o755)  # mkdtemp lets only the owner in
             os.rename(part, target)
@@ -105,8 +114,20 @@ def local_copy(path: str) -> Path:
         marker = _remote(lambda: (remote / COMPLETE).read_bytes(), remote, PROBE_TIMEOUT)
     except FileNotFoundError:
         raise UserError(f"{path} holds no whole folder (no {COMPLETE}); write it with miracle_jax.export") from None
+    if not _lists_files(marker):
+        raise UserError(f"{path}/{COMPLETE} does not list files and their sizes; write the folder again")
     name = hashlib.sha256(f"{path}\n".encode() + marker).hexdigest()[:20]
     return build_once(config.Data().cache, f"fetched-{name}", lambda folder: _fetch(remote, folder))
+
+
+def _lists_files(marker: bytes) -> bool:
+    """Whether COMPLETE is one, and names nothing outside its folder."""
+    try:
+        sizes = json.loads(marker)
+    except ValueError:
+        return False
+    paths = [Path(name) for name in sizes] if isinstance(sizes, dict) else [Path("/")]
+    return not any(path.is_absolute() or ".." in path.parts for path in paths)
 
 
 def build_once(cache: str, name: str, write: Callable[[Path], None]) -> Path:

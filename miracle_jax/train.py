@@ -27,6 +27,7 @@ from miracle_jax.command_line import read_config
 from miracle_jax.config import Config, load_run, local_folder, to_dict
 from miracle_jax.cvae import Miracle, join, split
 from miracle_jax.errors import UserError, one_sentence
+from miracle_jax.hub import absolute
 from miracle_jax.latent import Heads
 from miracle_jax.latent import kl as gaussian_kl
 from miracle_jax.report import Report, finite
@@ -158,8 +159,7 @@ def validate(validation_step, params, batches, config: Config, names: tuple[str,
 def start_run(config: Config, workdir: Path, corpus) -> None:
     """Writes what the run's parameters mean, or makes sure that a resumed run still means the same."""
     path = workdir / "config.json"
-    absolute = dataclasses.replace(config, data=dataset.absolute(config.data))
-    now = {"config": to_dict(absolute), "data": corpus.key}
+    now = {"config": to_dict(config), "data": corpus.key}
     if path.exists():
         then = json.loads(path.read_text())
         differing = [
@@ -197,6 +197,11 @@ def train(config: Config, workdir: str | Path) -> dict:
     workdir = local_folder(workdir)
     finished = workdir / "model.json"
     resumed = (workdir / "config.json").exists()  # written last: a run without it has not begun
+    config = dataclasses.replace(
+        config, data=dataset.absolute(config.data),
+        encoder=dataclasses.replace(config.encoder, pretrained=absolute(config.encoder.pretrained)),
+        decoder=dataclasses.replace(config.decoder, pretrained=absolute(config.decoder.pretrained)),
+    )  # fmt: skip
     config = pretrained.resolve(config, load_run(workdir) if resumed else None)
     config.check()
 

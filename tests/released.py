@@ -88,8 +88,9 @@ class Released(torch.nn.Module):
         rows = []
         for mu, log_variance, wanted, weight in zip(mean, logvar, aspects, weights, strict=True):
             mu, variance = mu.double().numpy(), log_variance.double().exp().numpy()
+            wanted, weight = wanted.numpy(), weight.numpy()
 
-            def field(t, z, mu=mu, variance=variance, wanted=wanted.numpy(), weight=weight.numpy()):
+            def field(t, z, mu=mu, variance=variance, wanted=wanted, weight=weight):
                 beta = 0.1 + t * (20.0 - 0.1)
                 if with_prior:
                     return -beta / 2 * (((variance - 1) * z + mu) / variance - gradient(z, wanted, weight))

@@ -1,5 +1,6 @@
-"""A small checkpoint of the paper's PyTorch code as files: its state dict by name and shape, and the folders of the BERT
-and the GPT-2 that the code was started with. Nothing here needs torch; tests/released.py computes with these tensors.
+"""A small checkpoint of the paper's PyTorch code as files: its state dict, and the folders of its BERT and its GPT-2.
+
+Nothing here needs torch; tests/released.py computes with these tensors.
 """
 
 import json
