@@ -38,7 +38,7 @@ class Options:
     seed: int = 0
     out: str = ""
     """JSON file for figures and replies. Empty: evaluation.json in the run's folder, or in this one where the run is
-    `mini` or in a bucket."""
+    in a bucket."""
     sample: config.Sample = field(default_factory=config.Sample)
     decode: config.Decode = field(default_factory=config.Decode)
 

@@ -72,7 +72,7 @@ class Stored:
 
 
 def read_run(workdir: str | Path) -> Stored:
-    """Reads a finished run, an export (a local folder or a gs:// path), or `mini`, which comes with the package.
+    """Reads a finished run, or an export of one (a local folder or a gs:// path).
 
     Raises UserError when the folder holds none or its parameters do not fit its config.
     """
@@ -101,7 +101,7 @@ def read_run(workdir: str | Path) -> Stored:
 
 
 def load(workdir: str | Path) -> "Model":
-    """Loads a finished run, for instance `runs/tiny`; an export of one, also from gs://; or `mini`.
+    """Loads a finished run, for instance `runs/tiny`; or an export of one, also from gs://.
 
     Raises UserError when there is none.
     """

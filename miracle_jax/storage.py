@@ -25,10 +25,6 @@ STALE_AFTER = 3600.0
 """Seconds after which the leftovers of a build that was killed are removed."""
 
 
-MINI = Path(__file__).with_name("mini")
-"""The trained part of configs/mini.py, exported."""
-
-
 def is_remote(path: str | Path) -> bool:
     return "://" in str(path)
 
@@ -101,10 +97,8 @@ def new_folder(path: str | Path):
 
 
 def run_folder(name: str | Path) -> Path:
-    """The local folder of a run or an export: a local path, a gs:// path, or `mini`, which comes with the package."""
-    if is_remote(name):
-        return local_copy(str(name))
-    return MINI if str(name) == "mini" and not Path(name).exists() else Path(name).expanduser()
+    """The local folder of a run or an export, which may be in a bucket."""
+    return local_copy(str(name)) if is_remote(name) else Path(name).expanduser()
 
 
 def local_copy(path: str) -> Path:

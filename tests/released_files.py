@@ -84,6 +84,8 @@ def tensors(posterior: bool = True, seed: int = 0) -> dict[str, np.ndarray]:
         is_norm = name.endswith("weight") and len(shape) == 1
         std = std_of.get(".".join(name.split(".")[-2:]), 0.3)
         made[name] = (float(is_norm) + std * rng.normal(size=shape)).astype(np.float32)
+    if posterior:
+        made["posterior_encoder.linear.weight"] *= 6  # far enough from the prior for dimensions above the KL's floor
     made["decoder.lm_head.bias"][EOS] += 3.5  # so that replies end early, late and not at all
     made["decoder.lm_head.weight"] = made["decoder.transformer.wte.weight"].copy()
     return made

@@ -432,11 +432,11 @@ def test_malformed_lines_of_contexts_are_to_be_mended(tiny_run, tiny_model, tmp_
 
 
 @pytest.mark.parametrize("main", [generate.main, evaluate.main])
-def test_a_remote_folder_is_one_sentence(capsys, main):
+def test_a_bucket_out_of_reach_is_one_sentence(capsys, monkeypatch, main):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
     message = fails(main, capsys, "gs://bucket/run")
-    assert message == (
-        "gs://bucket/run is not a local folder; a run is kept on a local disk, only data.cache may be remote"
-    )
+    assert message.startswith("gs://bucket/run needs a package that is not installed: ")
+    assert message.endswith("; pip install 'miracle-jax[gcs]'")
 
 
 def with_data(model, **changes):

@@ -269,14 +269,6 @@ def test_numbers_may_be_numpys(model):
     assert model.replies([RIVER], "lyrical", **numpys) == ours
 
 
-def test_a_remote_folder_is_one_sentence():
-    with pytest.raises(UserError) as error:
-        mj.load("gs://bucket/run")
-    assert str(error.value) == (
-        "gs://bucket/run is not a local folder; a run is kept on a local disk, only data.cache may be remote"
-    )
-
-
 def test_a_folder_without_a_finished_run_is_one_sentence(tiny_run, tmp_path):
     with pytest.raises(UserError, match=f"{tmp_path} holds no run .*; train one with python -m miracle_jax.train"):
         mj.load(tmp_path)
