@@ -91,10 +91,15 @@ def load_model(workdir: str | Path, expected: Any, dtype: str = "float32") -> An
     """
     folder = _absolute(workdir) / "model"
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    stored = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=place), expected)
+
+    def as_stored(leaf):
+        kind = dtype if jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating) else leaf.dtype
+        return jax.ShapeDtypeStruct(leaf.shape, kind, sharding=place)
+
+    stored = jax.tree.map(as_stored, expected)
     with ocp.StandardCheckpointer() as checkpointer:
         check_matches(f"model {folder}", checkpointer.metadata(folder).item_metadata, stored)
-        return jax.tree.map(lambda x: x.astype("float32"), checkpointer.restore(folder, stored))
+        return jax.tree.map(lambda x, like: x.astype(like.dtype), checkpointer.restore(folder, stored), expected)
 
 
 def check_matches(name: str, found: Any, expected: Any) -> None:

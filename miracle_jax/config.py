@@ -329,8 +329,9 @@ class Config:
             )
             expect(
                 reply + 1 + prompt <= self.decoder.max_positions,
-                f"the last of data.buckets has {reply} reply tokens; with {prompt} of the context and the latent's "
-                f"position that exceeds decoder.max_positions {self.decoder.max_positions}",
+                f"the last of data.buckets has {reply} reply tokens; with "
+                + (f"{prompt} of the context and " if prompt else "")
+                + f"the latent's position that exceeds decoder.max_positions {self.decoder.max_positions}",
             )
             expect(
                 min(context, reply) >= 8 and joint >= context,

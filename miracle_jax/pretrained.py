@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from miracle_jax import config, gguf_file, weights
 from miracle_jax.errors import UserError
-from miracle_jax.hub import Tensor, locate, tensors_of
+from miracle_jax.hub import Tensor, absolute, locate, tensors_of
 from miracle_jax.tokenizers import load_tokenizer
 from miracle_jax.weights import Entry, Table
 
@@ -46,7 +46,7 @@ def resolve(settings: config.Config, run: config.Config | None = None) -> config
             continue
         data = dataclasses.replace(data, **{f"{part}_tokenizer": tokenizer})
         before = run and getattr(run, part)
-        if before and before.pretrained == shape.pretrained:
+        if before and before.pretrained == absolute(shape.pretrained):
             ours = {name: getattr(shape, name) for name in OURS[part]}
             parts[part] = dataclasses.replace(before, **ours)
             continue

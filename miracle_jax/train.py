@@ -159,6 +159,12 @@ def validate(validation_step, params, batches, config: Config, names: tuple[str,
 def start_run(config: Config, workdir: Path, corpus) -> None:
     """Writes what the run's parameters mean, or makes sure that a resumed run still means the same."""
     path = workdir / "config.json"
+    # By absolute paths, by which the run finds its files from any folder.
+    config = dataclasses.replace(
+        config, data=dataset.absolute(config.data),
+        encoder=dataclasses.replace(config.encoder, pretrained=absolute(config.encoder.pretrained)),
+        decoder=dataclasses.replace(config.decoder, pretrained=absolute(config.decoder.pretrained)),
+    )  # fmt: skip
     now = {"config": to_dict(config), "data": corpus.key}
     if path.exists():
         then = json.loads(path.read_text())
@@ -197,11 +203,6 @@ def train(config: Config, workdir: str | Path) -> dict:
     workdir = local_folder(workdir)
     finished = workdir / "model.json"
     resumed = (workdir / "config.json").exists()  # written last: a run without it has not begun
-    config = dataclasses.replace(
-        config, data=dataset.absolute(config.data),
-        encoder=dataclasses.replace(config.encoder, pretrained=absolute(config.encoder.pretrained)),
-        decoder=dataclasses.replace(config.decoder, pretrained=absolute(config.decoder.pretrained)),
-    )  # fmt: skip
     config = pretrained.resolve(config, load_run(workdir) if resumed else None)
     config.check()
 
