@@ -11,7 +11,7 @@ from small import random_model
 
 from miracle_jax import checkpoint, config
 from miracle_jax.attributes import Schema
-from miracle_jax.cvae import Miracle
+from miracle_jax.cvae import Miracle, split
 from miracle_jax.tokenizers import Tokenizers
 
 
@@ -35,5 +35,5 @@ def write(folder: Path, like: Path, schema: Schema | None = None, **parts) -> Pa
     refit_heads = jax.tree.map(lambda leaf: leaf + 1, params["heads"])
     figures = {"attribute": {}, "turn": {}, "mean": 0.5}
     facts = {"step": 7, "heads": "joint", "accuracy": {"joint": figures, "refit": figures}}
-    checkpoint.save_model(folder, {"miracle": params, "refit_heads": refit_heads}, facts)
+    checkpoint.save_model(folder, {"miracle": split(settings, params)[0], "refit_heads": refit_heads}, facts)
     return folder

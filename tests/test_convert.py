@@ -296,6 +296,22 @@ def test_ours_to_released_to_ours_is_bit_equal(converted, tmp_path):
     assert after.tokenizers.files() == before.tokenizers.files()
 
 
+@pytest.mark.parametrize("parts", ["all", "trained"])
+def test_adapters_are_in_a_released_file(converted, tmp_path, parts):
+    export.export(converted, str(tmp_path / "folders"), export.Options())
+    adapted = {"pretrained": str(tmp_path / "folders" / "decoder"), "frozen": True, "lora_rank": 2}
+    run = runs.write(tmp_path / "run", converted, decoder=adapted)
+    export.export(run, str(tmp_path / "out.safetensors"), export.Options("released", parts=parts))
+    written = safetensors.numpy.load_file(tmp_path / "out.safetensors")
+    layers = ours.read_run(run).miracle["decoder"]["layers"]["blocks"]
+    for name, part in (("attn.c_attn", layers["qkv"]), ("mlp.c_proj", layers["mlp_out"])):
+        merged = part["kernel"] + part["adapter_in"] @ part["adapter_out"]
+        assert np.abs(merged - part["kernel"]).max() > 0.1
+        for i, want in enumerate(merged):
+            got = written[f"decoder.transformer.h.{i}.{name}.weight"]
+            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.torch
 def test_the_papers_code_loads_what_we_write(converted, state, tmp_path):
     import released
@@ -401,7 +417,7 @@ def test_backbones_of_other_shapes_are_refused(state, options, tmp_path):
     assert message.count("missing") == 30 and message.endswith("  ... and 2 more")
     wider = convert.Options(options.encoder, str(released_files.write_decoder(tmp_path / "gpt2", n_embd=24)))
     message = refusal(source, wider, tmp_path)
-    assert "decoder.transformer.wte.weight: the checkpoint has (258, 12), the model expects (258, 24)" in message
+    assert "decoder.transformer.h.0.attn.c_attn.bias: the checkpoint has (36,), the model expects (72,)" in message
 
 
 def test_a_checkpoint_without_a_row_for_bos_is_refused(state, options, tmp_path):

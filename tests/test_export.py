@@ -135,7 +135,7 @@ def test_an_export_holds_the_config_the_schema_both_tokenizers_and_a_card(tiny_r
     assert Tokenizers.load(folder / "tokenizers").files() == Tokenizers.load(tiny_run.workdir / "tokenizers").files()
     facts, own = (json.loads((place / "model.json").read_text()) for place in (folder, tiny_run.workdir))
     assert facts == own | {"format": options.format, "dtype": options.dtype, "parts": options.parts}
-    assert all(os.access(path, os.R_OK) and path.stat().st_mode & 0o044 for path in folder.rglob("*"))
+    assert all(os.access(path, os.R_OK) and path.stat().st_mode & 0o044 for path in (folder, *folder.rglob("*")))
 
 
 def test_the_card_tells_the_data_the_figures_and_how_to_use_it(tiny_run, exports):
@@ -330,7 +330,7 @@ def test_transformers_opens_the_encoders(tiny_model, exports, part):
     ours = getattr(tiny_model.miracle, part).bert
     for row, number in zip(tokens, length, strict=True):
         assert tiny_model.tokenizers.encoder.decode(row[:number]) == tokenizer.decode(row[:number])
-    hidden = np.asarray(ours.hidden(tokens, length))
+    hidden = np.asarray(jax.jit(lambda bert, *text: bert.hidden(*text))(ours, tokens, length))
     inside = np.arange(tokens.shape[1]) < length[:, None]
     np.testing.assert_allclose(hidden[inside], found.last_hidden_state.numpy()[inside], rtol=1e-5, atol=1e-5)
     pooled = ours.pool(hidden[:, 0])
@@ -367,9 +367,14 @@ def check_decoder(ours, folder, kind):
     text = "Like rain, the river sings."
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert ids == own.encode(text) and tokenizer.decode(ids) == text
-    decoder, z = ours.miracle.decoder, np.zeros((1, ours.config.latent.size), np.float32)
-    hidden, _ = decoder.hidden(np.array([ids]), z, decoder.latent_key_values(z), np.zeros((), bool), 0)
-    logits = decoder.logits(hidden) - (decoder.head_bias[...] if hasattr(decoder, "head_bias") else 0)
+
+    @jax.jit
+    def run(decoder, tokens, z):
+        hidden, _ = decoder.hidden(tokens, z, decoder.latent_key_values(z), np.zeros((), bool), 0)
+        return decoder.logits(hidden) - (decoder.head_bias[...] if hasattr(decoder, "head_bias") else 0)
+
+    z = np.zeros((1, ours.config.latent.size), np.float32)
+    logits = run(ours.miracle.decoder, np.array([ids]), z)
     with torch.no_grad():
         want = theirs.eval()(torch.tensor([ids])).logits.numpy()
     np.testing.assert_allclose(logits, want, rtol=1e-4, atol=1e-5)
@@ -406,17 +411,19 @@ def test_an_export_in_a_bucket_is_copied_once_and_opened(tiny_run, tiny_model, s
 @pytest.mark.usefixtures("bucket")
 def test_another_model_under_the_same_address_is_another_model(tiny_run, tmp_path):
     """Also where its files have the same names and sizes."""
-    prints = []
+    prints, lists = [], []
     for name, scale in (("one", 1.0), ("other", 2.0)):
         run = shutil.copytree(tiny_run.workdir, tmp_path / name)
         exported(run, tmp_path / f"{name}-out")
         file = tmp_path / f"{name}-out" / "miracle.safetensors"
         tensors = safetensors.numpy.load_file(file)
         safetensors.numpy.save_file({key: scale * tensor for key, tensor in tensors.items()}, file)
-        export.export(tmp_path / f"{name}-out", "gs://some/model", Options("orbax"))
+        export.export(tmp_path / f"{name}-out", "gs://some/model", Options())
         prints.append(mj.load("gs://some/model").fingerprint())
+        sizes = json.loads(epath.Path("gs://some/model/complete.json").read_text())
+        lists.append({file: size for file, size in sizes.items() if size})
         epath.Path("gs://some/model").rmtree()
-    assert prints[0] != prints[1]
+    assert lists[0] == lists[1] and prints[0] != prints[1]
 
 
 @pytest.mark.usefixtures("bucket")
@@ -443,16 +450,18 @@ def test_a_folder_in_a_bucket_that_is_not_whole_is_refused(tiny_run, tmp_path):
 @pytest.mark.usefixtures("bucket")
 def test_a_copy_to_a_bucket_that_fails_leaves_nothing(tiny_run, monkeypatch, request):
     kind = type(epath.Path("gs://some/model"))
-    put = kind.write_bytes
+    put, written = kind.write_bytes, []
 
     def fail(path, content):
         if path.name == "model.safetensors":
             raise PermissionError("no access")
+        written.append(path.name)
         return put(path, content)
 
     monkeypatch.setattr(kind, "write_bytes", fail)
     with pytest.raises(UserError, match="gs://some/model/.* cannot be read or written: PermissionError: no access"):
         export.export(tiny_run.workdir, "gs://some/model", Options())
+    assert written and "complete.json" not in written  # it comes last
     assert not request.getfixturevalue("bucket").store
 
 
