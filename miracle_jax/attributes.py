@@ -59,6 +59,8 @@ class Schema:
         return tuple(len(a.aspects) for a in self.attributes)
 
     def attribute_index(self, name: str) -> int:
+        if not isinstance(name, str):
+            raise UserError(f"an attribute is named by text, not {name!r}; there are {', '.join(self.names)}")
         for i, attribute in enumerate(self.attributes):
             if _key(attribute.name) == _key(name):
                 return i
@@ -83,11 +85,16 @@ class Schema:
     def parse(self, personality: Personality) -> tuple[int, ...]:
         """The aspect id of each attribute, -1 where the personality does not name one.
 
-        personality: "lyrical, optimistic", ["lyrical", "attitude=optimistic"] or {"attitude": "optimistic"}; None or
-          anything empty controls nothing. An aspect name that several attributes share has to be written
-          `attribute=aspect`.
+        personality: "lyrical, optimistic", ["lyrical", "attitude=optimistic"] or {"attitude": "optimistic"}, the last
+          also as JSON text; None or anything empty controls nothing. An aspect name that several attributes share has
+          to be written `attribute=aspect`.
         Raises UserError for unknown or ambiguous names and for two aspects of one attribute.
         """
+        if isinstance(personality, str) and personality.lstrip().startswith("{"):
+            try:
+                personality = json.loads(personality)
+            except ValueError as error:
+                raise UserError(f"the personality {personality!r} is not a JSON object: {error}") from None
         if isinstance(personality, str):
             personality = [item for item in personality.split(",") if item.strip()]
         if not isinstance(personality, Mapping | Sequence | None):

@@ -9,6 +9,7 @@ A run's folder:
     metrics.jsonl, training.png             what happened
 """
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -62,9 +63,10 @@ def restore(manager: ocp.CheckpointManager, step: int, expected: Any) -> Any:
 
     Raises UserError that lists every difference when the checkpoint has another form.
     """
-    metadata = manager.item_metadata(step)["state"]
-    check_matches(f"checkpoint {manager.directory}/{step}", metadata, expected)
-    return manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(expected)))["state"]
+    name = f"checkpoint {manager.directory}/{step}"
+    with _readable(name):
+        check_matches(name, manager.item_metadata(step)["state"], expected)
+        return manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(expected)))["state"]
 
 
 def best_step(manager: ocp.CheckpointManager) -> int | None:
@@ -97,8 +99,13 @@ def load_model(workdir: str | Path, expected: Any, dtype: str = "float32") -> An
         return jax.ShapeDtypeStruct(leaf.shape, kind, sharding=place)
 
     stored = jax.tree.map(as_stored, expected)
-    with ocp.StandardCheckpointer() as checkpointer:
-        check_matches(f"model {folder}", checkpointer.metadata(folder).item_metadata, stored)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is missing; it holds the parameters of the run")
+    with _readable(f"model {folder}"), ocp.StandardCheckpointer() as checkpointer:
+        metadata = checkpointer.metadata(folder).item_metadata
+        if not jax.tree.leaves(metadata):
+            raise ValueError("no parameters in them")
+        check_matches(f"model {folder}", metadata, stored)
         return jax.tree.map(lambda x, like: x.astype(like.dtype), checkpointer.restore(folder, stored), expected)
 
 
@@ -150,3 +157,13 @@ class _disk_errors:
                 f"the checkpoint could not be written: {str(error).splitlines()[0][:200]}; earlier checkpoints are "
                 "intact; free some space and run the same command again"
             ) from error
+
+
+@contextlib.contextmanager
+def _readable(name: str):
+    """Turns what Orbax and its storage say of damaged files into a sentence."""
+    try:
+        yield
+    except (ValueError, KeyError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise UserError(f"{name} cannot be read, its files are damaged ({reason}); restore them from a copy") from error

@@ -356,6 +356,7 @@ class Config:
             0 <= self.sample.beta_min <= self.sample.beta_max,
             f"sample.beta_min {self.sample.beta_min} is not between 0 and sample.beta_max {self.sample.beta_max}",
         )
+        expect(0 <= self.seed < 2**63, f"seed is {self.seed}; it must be at least 0 and have at most 63 bits")
         expect(self.train.steps or self.train.epochs > 0, "train.steps and train.epochs are both 0")
 
         for wanted, holds, paths in _LIMITS:

@@ -157,9 +157,11 @@ def main(argv: list[str] | None = None) -> None:
         )  # fmt: skip
         if options.per_personality < 1:
             raise UserError("--per-personality must be at least 1")
-        result = evaluate(load(workdir), options)
+        if options.seed < 0:
+            raise UserError("--seed must be at least 0")
         own = Path(workdir) if Path(workdir).is_dir() else Path()
-        path = Path(options.out) if options.out else own / "evaluation.json"
+        path = storage.local_file(options.out or own / "evaluation.json")
+        result = evaluate(load(workdir), options)
         with storage.replacing(path) as file:
             file.write(json.dumps(result, indent=1, ensure_ascii=False).encode())
         print(f"accuracy in percent on {result['contexts']} contexts, {result['personalities']} personalities:\n")

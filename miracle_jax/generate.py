@@ -105,7 +105,7 @@ def record(task: dict, reply: Reply) -> dict:
 def write_file(model: Model, tasks: list[dict], options: Options, weights: dict[str, float]) -> None:
     """Writes options.out. It appears when it is complete; until then a part file beside it, which the same command
     resumes, holds what is done."""
-    out = Path(options.out)
+    out = storage.local_file(options.out)
     asked = json.dumps(
         [tasks, dataclasses.asdict(options), weights, str(model.config), model.default_heads, model.fingerprint()],
         sort_keys=True,
@@ -173,7 +173,7 @@ def converse(model: Model, options: Options, weights: dict[str, float]) -> None:
                 weights = weights | parse_weights(["=".join(rest.rsplit(maxsplit=1))], model)
                 print("weights: " + ", ".join(f"{name} {weight:g}" for name, weight in weights.items()))
             elif command == "/samples":
-                if not rest.isdigit() or int(rest) < 1:
+                if not rest.isdecimal() or int(rest) < 1:
                     raise UserError(f"/samples takes a number of latents, at least 1, not {rest!r}")
                 samples = int(rest)
                 print(f"samples: {samples}")
@@ -244,6 +244,11 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(
                 "--personality all answers a context or --data; a conversation has one personality at a time"
             )
+        if options.out:
+            out = storage.local_file(options.out)
+            data = Path(options.data.partition("=")[2] or options.data).expanduser()
+            if out.exists() and data.exists() and out.samefile(data):
+                raise UserError(f"--out {options.out} is the file of contexts itself; name another")
         model = load(workdir)
         weights = parse_weights(options.weight, model)
         if options.data:

@@ -170,7 +170,7 @@ def _pickled(path: Path) -> dict[str, Tensor]:
 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError) as error:
         raise UserError(
             f"{path} is not a plain PyTorch state dict ({_first_line(error)}); only tensors are read, never code"
         ) from None

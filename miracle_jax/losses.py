@@ -97,7 +97,7 @@ def attribute_gap(z: Float[Array, "B Z"], labels: Int[Array, "B A"], distance: s
 def parts(out: Outputs, batch: dict[str, Array], loss: config.Loss, total: Counts) -> dict[str, Float[Array, ""]]:
     """The four losses of one micro-batch, unweighted and divided so that the micro-batches of a step add up.
 
-    Those with weight 0 are left out, except reconstruction, which is always reported.
+    Those with weight 0 are left out, except what is always reported: reconstruction, and the KL of a posterior.
     """
     weight = row_weight(batch)
     reconstruct = reconstruction(out.logits, batch["reply"], batch["reply_length"], weight)

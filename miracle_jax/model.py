@@ -84,6 +84,8 @@ def read_run(workdir: str | Path) -> Stored:
         facts = json.loads((workdir / "model.json").read_bytes())
     except ValueError as error:
         raise UserError(f"{workdir / 'model.json'} is not valid JSON: {error}") from None
+    if not isinstance(facts, dict) or not {"accuracy", "heads"} <= facts.keys():
+        raise UserError(f"{workdir / 'model.json'} lacks accuracy or heads; restore it from a copy")
     schema = Schema.load(workdir / "schema.toml")
     shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: Miracle(run, schema.sizes, nnx.Rngs(0)))))
     trained, frozen = split(run, shapes)
@@ -178,12 +180,21 @@ class Model:
             seed and its number alone.
           sample, decode: settings in place of the run's.
         """
+        for name, value, kind, text in (
+            ("contexts", contexts, Sequence, "a list of contexts"), ("weights", weights or {}, Mapping, "a mapping"),
+            ("sample", sample or config.Sample(), config.Sample, "a config.Sample"),
+            ("decode", decode or config.Decode(), config.Decode, "a config.Decode"),
+        ):  # fmt: skip
+            if not isinstance(value, kind) or isinstance(value, str):
+                raise UserError(f"{name} is {value!r}; expected {text}")
         if samples == 0:
             raise UserError("samples is 0; a context needs at least one latent")
         for name, value, least in (("samples", samples, 1), ("first", first, 0), ("seed", seed, -(2**63))):
             if not isinstance(value, int | np.integer) or not least <= value < 2**63:
                 hint = f", at least {least}" if name != "seed" else ""
                 raise UserError(f"{name} is {value!r}; expected a whole number{hint}")
+        if (first + len(contexts)) * samples >= 2**31:
+            raise UserError(f"first {first} is too large: contexts x samples are counted in 31 bits")
         sample, decode = sample or self.config.sample, decode or self.config.decode
         dataclasses.replace(self.config, sample=sample, decode=decode).check()
         if not contexts:

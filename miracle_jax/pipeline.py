@@ -144,6 +144,9 @@ class Batches:
         # in the losses it counts for all of them.
         known = examples.labels != UNKNOWN
         rarest = np.where(known, known.sum(axis=0), len(examples) + 1).argmin(axis=1)
+        for attribute in np.setdiff1d(np.flatnonzero(known.any(axis=0)), rarest):
+            # It occurs only beside rarer ones; every second of its instances is drawn for its sake.
+            rarest[np.flatnonzero(known[:, attribute])[1::2]] = attribute
         self._strata = [np.flatnonzero(rarest == attribute) for attribute in np.unique(rarest)]
         if len(self._strata) > rows:
             raise UserError(

@@ -41,10 +41,20 @@ def read(path: str | Path) -> bytes:
         raise UserError(f"{path} is a folder; expected a file") from None
 
 
+def local_file(path: str | Path) -> Path:
+    """A path that can become a local file. Raises UserError for a bucket's and for a folder."""
+    if is_remote(path):
+        raise UserError(f"{path} is not a local path; write the file here and copy it there")
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file")
+    return path
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path):
     """A binary file that appears under `path` when the block ends without an error, and not at all otherwise."""
-    path = Path(path)
+    path = local_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:

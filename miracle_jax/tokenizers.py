@@ -205,6 +205,8 @@ class Tokenizers:
             return cls.from_files({path: (Path(folder) / path).read_bytes() for path in paths})
         except FileNotFoundError as error:
             raise UserError(f"{error.filename} is missing; it belongs to the tokenizers that training keeps") from None
+        except Exception as error:  # the library raises nothing more special
+            raise UserError(f"{folder} holds damaged tokenizers ({error}); restore them from a copy") from None
 
     def check(self, config: Config) -> None:
         """Raises UserError when the model has fewer embedding rows than a tokenizer has tokens."""

@@ -201,6 +201,8 @@ def _differences(old: dict, new: dict, prefix: str = "") -> dict:
 def train(config: Config, workdir: str | Path) -> dict:
     """Runs or resumes a whole training run and returns what model.json holds."""
     workdir = local_folder(workdir)
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir {workdir} is a file; name a folder, which may be new")
     finished = workdir / "model.json"
     resumed = (workdir / "config.json").exists()  # written last: a run without it has not begun
     config = pretrained.resolve(config, load_run(workdir) if resumed else None)
@@ -212,10 +214,6 @@ def train(config: Config, workdir: str | Path) -> dict:
     here = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     micro_batch = config.train.batch_size // config.train.accumulate
     mesh.check_batch(micro_batch, devices, "train.batch_size / train.accumulate")
-    start_run(config, workdir, corpus)
-    if finished.exists():
-        print(f"{workdir} is finished; python -m miracle_jax.generate {workdir} talks to it", flush=True)
-        return json.loads(finished.read_text())
 
     def in_order(examples, columns=None):
         for batch in pipeline.evaluation_batches(examples, config.data.buckets, micro_batch, **here, columns=columns):
@@ -245,6 +243,11 @@ def train(config: Config, workdir: str | Path) -> dict:
     shapes = jax.eval_shape(initial, trained_shapes)
     shardings = layout(shapes)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+    start_run(config, workdir, corpus)
+    if finished.exists():
+        print(f"{workdir} is finished; python -m miracle_jax.generate {workdir} talks to it", flush=True)
+        return json.loads(finished.read_text())
 
     # ---- Start: 1. the newest checkpoint, 2. pretrained weights, 3. random weights
     manager = checkpoint.open_manager(workdir, config.train.keep)

@@ -11,6 +11,8 @@ from scipy.integrate import solve_ivp
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel, DynamicCache, GPT2Config, GPT2Model
 
+torch.set_num_threads(1)  # more would only wait for each other: everything here is tiny
+
 
 class LatentEncoder(BertModel):
     """BERT, the mean over a text's tokens through its pooler, and one linear layer to [mean, log variance]."""

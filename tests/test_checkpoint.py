@@ -142,6 +142,18 @@ def test_a_model_of_another_form_is_refused(tmp_path):
         checkpoint.load_model(tmp_path, shapes(state(1, size=9)))
 
 
+def test_a_model_that_is_missing_or_damaged_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="model is missing; it holds the parameters of the run"):
+        checkpoint.load_model(tmp_path, shapes(state(1)))
+    checkpoint.save_model(tmp_path, state(1), {})
+    data = list((tmp_path / "model").rglob("d/*"))
+    assert data
+    for path in data:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match="cannot be read, its files are damaged .*; restore them from a copy"):
+        checkpoint.load_model(tmp_path, shapes(state(1)))
+
+
 # ------------------------------------------------------------------------------------------------ interrupted
 
 

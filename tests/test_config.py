@@ -156,6 +156,8 @@ def test_the_search_for_readers_can_fail():
         ("decode.temperature", -1.0, "decode.temperature is -1.0; it must be at least 0"),
         ("decode.top_p", 0.0, "decode.top_p is 0.0; it must be in (0, 1]"),
         ("mesh.fsdp", 0, "mesh.fsdp is 0; it must be at least 1"),
+        ("seed", -1, "seed is -1; it must be at least 0 and have at most 63 bits"),
+        ("seed", 2**63, "seed is 9223372036854775808; it must be at least 0 and have at most 63 bits"),
         # A config file is Python: nothing else would notice a choice that there is not.
         ("sample.method", "odee", "sample.method is 'odee'; it must be one of ode, langevin, sde"),
         ("loss.gap_distance", "cosine", "loss.gap_distance is 'cosine'; it must be one of squared, euclidean"),

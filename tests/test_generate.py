@@ -290,6 +290,7 @@ def test_weights_and_samples_of_a_conversation(tiny_run, tiny_model, monkeypatch
         ),
         ("/weight", "weight '' is not of the form attribute=number"),
         ("/samples 0", "/samples takes a number of latents, at least 1, not '0'"),
+        ("/samples \u00b2", "/samples takes a number of latents, at least 1, not '\u00b2'"),
         ("/samples many", "/samples takes a number of latents, at least 1, not 'many'"),
         ("/persona plain", "there is no command /persona; /help lists them"),
         ("/help", "/personality plain, pessimistic   which aspects to speak with (language style: plain or lyrical; "),
@@ -392,6 +393,32 @@ def fails(main, capsys, *argv) -> str:
 def test_a_mistake_on_the_command_line_is_one_sentence(tiny_run, tiny_model, capsys, arguments, sentence):
     message = fails(generate.main, capsys, tiny_run.workdir, *arguments)
     assert message.startswith(sentence) and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("out", "sentence"),
+    [
+        ("contexts.jsonl", "--out {} is the file of contexts itself; name another"),
+        ("", "{} is a folder; name a file"),
+        ("gs://bucket/replies.jsonl", "gs://bucket/replies.jsonl is not a local path; write the file here and copy it"),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused_before_anything_is_answered(
+    tiny_run, data, tmp_path, monkeypatch, capsys, out, sentence
+):
+    monkeypatch.setattr(generate, "load", None)
+    before = (tmp_path / "contexts.jsonl").read_bytes()
+    path = out if "://" in out else tmp_path / out
+    message = fails(generate.main, capsys, tiny_run.workdir, "--data", data, "--out", path)
+    assert message.startswith(sentence.format(path))
+    assert (tmp_path / "contexts.jsonl").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_personality_can_be_written_as_json(tiny_run, tiny_model, capsys):
+    generate.main([str(tiny_run.workdir), RIVER, "--personality", '{"attitude": "optimistic"}'])
+    assert "[optimistic]" in capsys.readouterr().out
+    message = fails(generate.main, capsys, tiny_run.workdir, RIVER, "--personality", '{"attitude": optimistic}')
+    assert message.startswith("the personality '{\"attitude\": optimistic}' is not a JSON object")
 
 
 def test_a_bad_line_is_named_by_file_and_line(tiny_run, tiny_model, tmp_path, capsys):

@@ -393,3 +393,10 @@ def test_frozen_files_that_do_not_fit_are_refused(run, corpus, tmp_path):
 
 def test_the_bundled_schema_is_the_default(corpus):
     assert corpus.schema == Schema.load()
+
+
+def test_an_attribute_that_occurs_only_beside_rarer_ones_is_in_every_batch():
+    labels = [[0, 1, -1]] * 30 + [[-1, 1, 0]] * 30 + [[0, -1, -1]] * 20 + [[-1, -1, 1]] * 20
+    batches = Batches(made_up([100, 0, 0], labels=labels), BUCKETS, 4, 1, seed=0)
+    for step in range(100):
+        assert (batches[step]["labels"] >= 0).any(axis=(0, 1)).all()

@@ -221,6 +221,17 @@ def test_other_data_is_refused(tmp_path):
         train_here(arguments)
 
 
+def test_settings_that_cannot_be_leave_no_run_behind(tiny_run, tmp_path):
+    """The corrected command takes the same folder."""
+    arguments = [*micro.Run(tmp_path / "run", tiny_run.flags).arguments]
+    with pytest.raises(UserError, match="only 2 instances; each attribute needs one"):
+        train_here([*arguments, "--train.batch-size", 2])
+    assert not (tmp_path / "run" / "config.json").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--workdir .*/file is a file; name a folder, which may be new"):
+        train_here(micro.Run(tmp_path / "file", tiny_run.flags).arguments)
+
+
 def test_a_start_that_was_cut_short_leaves_nothing_to_stumble_over(tmp_path, monkeypatch):
     """Killed among its first files: what they hold is not taken for a run's."""
     settings, *_ = read_config("", "", micro.Run(tmp_path / "run", micro.write_corpus(tmp_path)).arguments)
