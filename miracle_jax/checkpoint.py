@@ -21,7 +21,7 @@ from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
 from miracle_jax import storage
-from miracle_jax.errors import UserError
+from miracle_jax.errors import UserError, first_line
 
 
 def open_manager(workdir: str | Path, keep: int) -> ocp.CheckpointManager:
@@ -165,5 +165,6 @@ def _readable(name: str):
     try:
         yield
     except (ValueError, KeyError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{name} cannot be read, its files are damaged ({reason}); restore them from a copy") from error
+        raise UserError(
+            f"{name} cannot be read, its files are damaged ({first_line(error)}); restore them from a copy"
+        ) from error

@@ -48,6 +48,18 @@ def read_options(command: str, doc: str, words: str, make: Callable[[Config], An
     return workdir, more, options
 
 
+def read_pair(command: str, doc: str, words: str, otherwise: str, default, argv: list[str] | None):
+    """Reads `SOURCE TARGET [--flag ...]` of a command that turns one into the other. Returns (words, options).
+
+    words: what they are, for --help. otherwise: the sentence for any other number of words.
+    """
+    given, flags = split_words(argv)
+    options = parse(default, flags, f"{command} {words}", doc)
+    if len(given) != 2:
+        raise UserError(otherwise)
+    return given, options
+
+
 def split_words(argv: list[str] | None) -> tuple[list[str], list[str]]:
     """The words before the first flag, and the flags."""
     argv = sys.argv[1:] if argv is None else argv

@@ -18,7 +18,7 @@ from flax import nnx
 
 from miracle_jax import checkpoint, config, hub, pretrained, storage, weights
 from miracle_jax.attributes import Schema
-from miracle_jax.command_line import parse, split_words
+from miracle_jax.command_line import read_pair
 from miracle_jax.cvae import Miracle
 from miracle_jax.errors import UserError, one_sentence
 from miracle_jax.tokenizers import Tokenizers, load_tokenizer
@@ -115,10 +115,11 @@ def _config_of(tensors: dict[str, hub.Tensor], source: str, options: Options) ->
 
 def main(argv: list[str] | None = None) -> None:
     with one_sentence():
-        words, flags = split_words(argv)
-        options = parse(Options(), flags, "python -m miracle_jax.convert STATE_DICT OUT", __doc__)
-        if len(words) != 2:
-            raise UserError("give the state dict and the folder to write: python -m miracle_jax.convert FILE OUT")
+        words, options = read_pair(
+            "python -m miracle_jax.convert", __doc__, "STATE_DICT OUT",
+            "give the state dict and the folder to write: python -m miracle_jax.convert FILE OUT",
+            Options(), argv,
+        )  # fmt: skip
         convert(*words, options)
         print(f"wrote {words[1]}; python -m miracle_jax.generate {words[1]} talks to it")
 

@@ -10,6 +10,11 @@ class UserError(Exception):
     """Something the user can put right. The message says what, where, why and what to do."""
 
 
+def first_line(error: Exception) -> str:
+    """The start of what a library says of an error, to be quoted in a sentence of ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 @contextlib.contextmanager
 def one_sentence():
     """For entry points: prints a UserError as `error: ...` and exits with status 2; Ctrl-C exits with 130.

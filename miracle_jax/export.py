@@ -23,7 +23,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from miracle_jax import __version__, checkpoint, config, pretrained, storage, weights
 from miracle_jax.attributes import Schema
-from miracle_jax.command_line import parse, split_words
+from miracle_jax.command_line import read_pair
 from miracle_jax.cvae import split
 from miracle_jax.errors import UserError, one_sentence
 from miracle_jax.model import Stored, merge_adapters, read_run
@@ -99,9 +99,7 @@ def write_released(stored: Stored, out: str, options: Options) -> None:
     tensors = weights.dump(weights.released(stored.run, len(stored.schema.sizes)), params)
     tensors["decoder.lm_head.weight"] = tensors["decoder.transformer.wte.weight"].copy()
     with storage.replacing(Path(out).expanduser()) as file:
-        import safetensors.numpy
-
-        file.write(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
+        file.write(_safetensors(tensors))
 
 
 def _check_released_file(out: str) -> None:
@@ -212,18 +210,23 @@ def _as(leaf, dtype: str) -> np.ndarray:
 
 
 def _save(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    path.write_bytes(_safetensors(tensors))
+
+
+def _safetensors(tensors: dict[str, np.ndarray]) -> bytes:
     import safetensors.numpy
 
     tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    path.write_bytes(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
+    return safetensors.numpy.save(tensors, metadata={"format": "pt"})
 
 
 def main(argv: list[str] | None = None) -> None:
     with one_sentence():
-        words, flags = split_words(argv)
-        options = parse(Options(), flags, "python -m miracle_jax.export WORKDIR OUT", __doc__)
-        if len(words) != 2:
-            raise UserError("give the folder of a finished run and what to write: python -m miracle_jax.export RUN OUT")
+        words, options = read_pair(
+            "python -m miracle_jax.export", __doc__, "WORKDIR OUT",
+            "give the folder of a finished run and what to write: python -m miracle_jax.export RUN OUT",
+            Options(), argv,
+        )  # fmt: skip
         export(*words, options)
         print(f"wrote {words[1]}")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from miracle_jax.errors import UserError
+from miracle_jax.errors import UserError, first_line
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Files that hold a checkpoint's weights, the first that is there counts."""
@@ -95,18 +95,14 @@ def _from_hub(name: str, field: str) -> Path:
     except (errors.RepositoryNotFoundError, errors.GatedRepoError, errors.HFValidationError) as error:
         raise UserError(
             f"{field} {name} is neither a folder nor a hub repository that you may read "
-            f"({_first_line(error)}); mend the name, or log in with `hf auth login`"
+            f"({first_line(error)}); mend the name, or log in with `hf auth login`"
         ) from None
     except (errors.LocalEntryNotFoundError, errors.HTTPError, OSError) as error:
         raise UserError(
             f"{field} {name} is not a local folder, and the hub cannot be reached "
-            f"({_first_line(error)}); connect, or name a folder that holds it"
+            f"({first_line(error)}); connect, or name a folder that holds it"
         ) from None
     return found.parent
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _index(path: Path) -> dict[str, str]:
@@ -172,7 +168,7 @@ def _pickled(path: Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError) as error:
         raise UserError(
-            f"{path} is not a plain PyTorch state dict ({_first_line(error)}); only tensors are read, never code"
+            f"{path} is not a plain PyTorch state dict ({first_line(error)}); only tensors are read, never code"
         ) from None
     items = state.items() if isinstance(state, dict) else [(None, state)]
     if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in items):

@@ -361,8 +361,8 @@ def train(config: Config, workdir: str | Path) -> dict:
 
 
 def _modules(paths: list[str]) -> list[str]:
-    """decoder.layers.blocks.qkv.adapter_in -> decoder.layers.blocks.qkv; each once."""
-    return list(dict.fromkeys(path.rpartition(".")[0] for path in paths))
+    """decoder.layers.blocks.qkv.adapter_in -> decoder.layers.blocks.qkv; each once. What is said of rows stays."""
+    return list(dict.fromkeys(path if path.endswith(")") else path.rpartition(".")[0] for path in paths))
 
 
 def _read_once(workdir: Path, name: str, graphdef, params, examples) -> dict[str, np.ndarray]:
