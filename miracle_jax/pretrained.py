@@ -20,7 +20,7 @@ ACTIVATIONS = {
 }  # fmt: skip
 OURS = {
     "encoder": ("frozen", "dropout", "init_std"),
-    "decoder": ("frozen", "lora_rank", "sees_context", "context_tokens", "dropout", "init_std"),
+    "decoder": ("frozen", "lora_rank", "sees_context", "context_tokens", "dropout", "word_dropout", "init_std"),
 }
 """Fields of a shape that weights do not decide."""
 SPARE_ROWS = 512

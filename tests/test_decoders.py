@@ -1,6 +1,8 @@
 """The decoders with the latent inside against transformers' GPT2Model and LlamaModel given the latent as a past
 position; then what holds for every family: who sees what, and where the latent goes."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,6 +114,27 @@ def test_a_row_does_not_depend_on_its_batch(small):
     compute, params, tokens, z = small
     together, alone = compute(params, tokens, z)[1], compute(params, tokens[1:2], z[1:2])[0]
     np.testing.assert_allclose(alone, together, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_word_dropout_hides_that_share_of_the_words_but_never_bos_and_only_in_training(name):
+    case = parity.load(name)
+    graphdef, params = parity.decoder(case)
+    decoder = parity.merge(graphdef, params)
+    decoder.shape = dataclasses.replace(decoder.shape, word_dropout=0.3)
+    rows, place = 400, 3
+    tokens, z = np.tile(case["tokens"][:1], (rows, 1)), np.tile(case["z"][:1], (rows, 1))
+
+    def reached(place, key):
+        """Which rows notice another token at a place."""
+        other = tokens.copy()
+        other[:, place] = (tokens[:, place] + 7) % 30
+        after, before = decoder(other, z, key), decoder(tokens, z, key)
+        return np.abs(after - before).max(axis=(1, 2)) > 1e-3
+
+    assert reached(place, jax.random.key(0)).mean() == pytest.approx(0.7, abs=0.06)
+    assert reached(0, jax.random.key(0)).all()
+    assert reached(place, None).all()
 
 
 @pytest.mark.parametrize("chunk", [0, 1, 2])

@@ -327,7 +327,8 @@ def test_a_tokenizer_of_another_name(tmp_path):
 USERS = {
     "encoder": {"frozen": True, "dropout": 0.25, "init_std": 0.5},
     "decoder": {
-        "frozen": True, "lora_rank": 3, "sees_context": True, "context_tokens": 7, "dropout": 0.75, "init_std": 0.125,
+        "frozen": True, "lora_rank": 3, "sees_context": True, "context_tokens": 7, "dropout": 0.75,
+        "word_dropout": 0.4, "init_std": 0.125,
     },
 }  # fmt: skip
 
