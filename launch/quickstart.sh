@@ -7,6 +7,7 @@
 # Run again, it goes on where it stopped; deleting runs/tiny trains afresh.
 set -euo pipefail
 source "$(dirname "$0")/setup.sh"
+source launch/pretrained.sh
 
 for argument in "$@"; do
     case $argument in
@@ -17,6 +18,10 @@ for argument in "$@"; do
 done
 
 set_up
+install_pretrained
+
+heading "The bundled model mini answers with every personality"
+.venv/bin/python -m miracle_jax.generate mini "How was your day?" --personality all
 
 heading "Training configs/tiny.py; the run is kept in runs/tiny"
 .venv/bin/python -m miracle_jax.train --config configs/tiny.py --workdir runs/tiny

@@ -32,7 +32,13 @@ The files, in the order in which a sentence travels:
     train.py         the training                                       python -m miracle_jax.train
     model.py         load(workdir): a model to talk to
     generate.py      replies                                            python -m miracle_jax.generate
-    evaluate.py      control accuracy                                   python -m miracle_jax.evaluate
+    metrics.py       BLEU, ROUGE, Distinct and self-BLEU
+    fluency.py       perplexity under another language model
+    judge.py         text classifiers of replies                        python -m miracle_jax.judge
+    scores.py        all that is measured on replies
+    evaluate.py      control accuracy, and what it costs                python -m miracle_jax.evaluate
+    predictions.py   replies of any system to a test set
+    human.py         sheets for annotators, and their scores            python -m miracle_jax.human
     export.py        models out                                         python -m miracle_jax.export
     convert.py       checkpoints of the paper's code in                 python -m miracle_jax.convert
     env.py           what a bug report needs                            python -m miracle_jax.env

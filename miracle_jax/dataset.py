@@ -18,11 +18,9 @@ from pathlib import Path
 
 from miracle_jax import config, hub, storage
 from miracle_jax.attributes import UNKNOWN, Schema
-from miracle_jax.errors import UserError, one_sentence
+from miracle_jax.errors import SHOWN, UserError, one_sentence
 
 BUNDLED = Path(__file__).with_name("corpus")
-SHOWN = 20
-"""Problems of a run that are listed; the others are counted."""
 
 Source = tuple[str | None, str]
 """(attribute, path). Attribute None: each instance names its attributes in `tag`."""

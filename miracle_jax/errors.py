@@ -4,6 +4,10 @@ import contextlib
 import logging
 import sys
 import warnings
+from collections.abc import Sequence
+
+SHOWN = 20
+"""Problems that a message lists; the others are counted."""
 
 
 class UserError(Exception):
@@ -13,6 +17,13 @@ class UserError(Exception):
 def first_line(error: Exception) -> str:
     """The start of what a library says of an error, to be quoted in a sentence of ours."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def refuse(problems: Sequence[str], sentence: str) -> None:
+    """Raises a UserError that lists the problems under the sentence, if there are any."""
+    if problems:
+        more = [f"... and {len(problems) - SHOWN} more"] * (len(problems) > SHOWN)
+        raise UserError("\n".join([f"{sentence}:", *problems[:SHOWN], *more]))
 
 
 @contextlib.contextmanager

@@ -1,11 +1,14 @@
-"""Control accuracy: does an independent judge find the wanted personality in the replies?
+"""Control accuracy: does an independent judge find the wanted personality in the replies? And what does it cost?
 
-    python -m miracle_jax.evaluate runs/tiny
+    python -m miracle_jax.evaluate runs/tiny [--judges judges] [--language-model NAME]
 
 The judge is a text classifier per attribute (TF-IDF and logistic regression) that learns from the training answers and
 never sees a latent. It reads the reference replies, the replies with the energy, and the replies without it (z stays
 at the prior's mean). Its own accuracy on the validation answers stands beside, since no figure here can be better than
-its judge.
+its judge. A second table has the other columns of the paper's Table 1: personalization and NLI by the judges of
+`python -m miracle_jax.judge`, where a folder of them is named, BLEU and ROUGE against the references, perplexity under
+the language model that is named, Distinct and self-BLEU. The file of figures has them a second time as the paper's
+released code computes them (metrics.py says how that differs).
 """
 
 import dataclasses
@@ -20,7 +23,10 @@ from miracle_jax import config, dataset, storage
 from miracle_jax.attributes import Schema
 from miracle_jax.command_line import read_options
 from miracle_jax.errors import UserError, one_sentence
+from miracle_jax.fluency import LanguageModel
+from miracle_jax.judge import Judges
 from miracle_jax.model import Model, load
+from miracle_jax.scores import score
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,11 @@ class Options:
     """What the judge learns from, `attribute=path.jsonl` each. Empty: the run's training files."""
     validation: tuple[str, ...] = ()
     """What the judge's own accuracy is measured on, written as `train`. Empty: the run's validation files."""
+    judges: str = ""
+    """Folder that `python -m miracle_jax.judge` wrote. Empty: neither its personalization nor NLI."""
+    language_model: str = ""
+    """GPT-2 or Llama checkpoint of the perplexity: a hub name (the paper's is gpt2-xl), a folder, a .gguf file or
+    package:NAME/PATH. Empty: no perplexity."""
     per_personality: int = 20
     """Contexts of each personality, drawn from the file with `seed`."""
     seed: int = 0
@@ -98,8 +109,15 @@ def choose(instances: list, per_personality: int, seed: int) -> list:
 
 
 def evaluate(model: Model, options: Options) -> dict:
-    """Scores the model: {"attributes": {name: {"judge", "gold", "with_energy", "without_energy"}}, "mean": ..., ...},
-    accuracies as shares."""
+    """Scores the model: {"attributes": {name: {"judge", "gold", "with_energy", "without_energy"}}, "mean": ...,
+    "scores": {"gold", ...: as `scores.score` gives them}, ...}, accuracies as shares."""
+    judges = Judges(options.judges) if options.judges else None
+    if judges and judges.schema != model.schema:
+        raise UserError(
+            f"the judges in {options.judges} are of {', '.join(judges.schema.names)}, this run of "
+            f"{', '.join(model.schema.names)}; train judges with --schema"
+        )
+    language_model = LanguageModel(options.language_model) if options.language_model else None
     train, validation = judged_by(model.config.data, options, model.schema)
     test = dataset.read_files(dataset.labelled_source(options.data, model.schema), model.schema)
     chosen = choose(test, options.per_personality, options.seed)
@@ -116,17 +134,23 @@ def evaluate(model: Model, options: Options) -> dict:
     seconds = time.perf_counter() - began
     texts = {name: [reply.text for reply in found] for name, found in replies.items()}
     texts = {"gold": [i.replies[-1] for i in chosen]} | texts
-    judges = train_judges(train, model.schema)
+    linear = train_judges(train, model.schema)
     attributes = {}
     for a, name in enumerate(model.schema.names):
-        scores = {"judge": float(judges[a].score(*answers(validation, a)))}
+        accuracy = {"judge": float(linear[a].score(*answers(validation, a)))}
         for source, found in texts.items():
-            scores[source] = float(np.mean(judges[a].predict(found) == wanted[:, a]))
-        attributes[name] = scores
-    mean = {source: float(np.mean([scores[source] for scores in attributes.values()])) for source in ("judge", *texts)}
+            accuracy[source] = float(np.mean(linear[a].predict(found) == wanted[:, a]))
+        attributes[name] = accuracy
+    mean = {source: float(np.mean([part[source] for part in attributes.values()])) for source in ("judge", *texts)}
+    before = [(i.questions, i.replies[:-1]) for i in chosen]
+    scores = {
+        source: score(found, texts["gold"], before, wanted, judges, language_model, options.seed)
+        for source, found in texts.items()
+    }
     return {
         "contexts": len(chosen), "personalities": len(set(named)), "seconds": round(seconds, 1),
         "not_ok": sum(not reply.ok for reply in replies["with_energy"]), "attributes": attributes, "mean": mean,
+        "scores": scores, "judges": judges and judges.facts, "language_model": options.language_model,
         "replies": [
             {"question": instance.questions[-1], "personality": named[i]} | {name: t[i] for name, t in texts.items()}
             for i, instance in enumerate(chosen)
@@ -135,13 +159,35 @@ def evaluate(model: Model, options: Options) -> dict:
 
 
 def table(result: dict) -> str:
-    """The figures for the terminal, in percent."""
+    """The control accuracies for the terminal, in percent."""
     head = ("attribute", "judge on validation", "gold replies", "with energy", "without energy", "gain")
     rows = [head]
     for name, s in (*result["attributes"].items(), ("mean", result["mean"])):
         figures = [f"{100 * s[k]:.1f}" for k in ("judge", "gold", "with_energy", "without_energy")]
         rows.append((name.replace("_", " "), *figures, f"{100 * (s['with_energy'] - s['without_energy']):+.1f}"))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    return _aligned(rows)
+
+
+COLUMNS = {"bleu": "BLEU", "rouge": "ROUGE", "nli": "NLI", "ppl": "PPL", "distinct": "Distinct", "self_bleu": "sBLEU"}
+
+
+def quality(result: dict) -> str:
+    """The columns of the paper's Table 1 for the terminal, in percent except the perplexity."""
+    names = list(result["attributes"]) if result["judges"] else []
+    rows = [("", *(name.replace("_", " ") for name in names), *COLUMNS.values())]
+    for source, scores in result["scores"].items():
+        found = {name: value if name == "ppl" else 100 * value for name, value in scores["paper"].items()}
+        figures = [found.get(name) for name in (*names, *COLUMNS)]
+        rows.append((source.replace("_", " "), *("-" if x is None else f"{x:.1f}" for x in figures)))
+    if result["judges"]:
+        known = result["judges"]["judges"] | {"nli": result["judges"]["judges"]["consistency"]}
+        own = [f"{100 * known[name]['accuracy']:.1f}" if name in known else "" for name in (*names, *COLUMNS)]
+        rows.append(("the judge's own", *own))
+    return _aligned(rows)
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
         for row in rows
@@ -166,6 +212,7 @@ def main(argv: list[str] | None = None) -> None:
             file.write(json.dumps(result, indent=1, ensure_ascii=False).encode())
         print(f"accuracy in percent on {result['contexts']} contexts, {result['personalities']} personalities:\n")
         print(table(result))
+        print(f"\nin percent, except PPL:\n\n{quality(result)}")
         if result["not_ok"]:
             print(f"\n{result['not_ok']} latents are not ok; the warning above says why")
         print(f"\nreplies and figures: {path}")

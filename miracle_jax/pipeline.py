@@ -16,7 +16,7 @@ set; they are as wide as the longest of the instances in the bucket and those be
 import functools
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -26,6 +26,9 @@ from miracle_jax.config import Config
 from miracle_jax.errors import UserError
 from miracle_jax.examples import FIELDS, PROMPT, Corpus, Examples, Limits, TokenArrays, TokenisedDialogues
 from miracle_jax.tokenizers import Tokenizers, load_or_train
+
+READ_TOGETHER = 64
+"""Texts that `by_length` hands over at a time."""
 
 
 def prepare(config: Config, tokenizers: Tokenizers | None = None) -> Corpus:
@@ -225,6 +228,28 @@ def _quotas(sizes: Sequence[int], rows: int, micro_batches: int) -> np.ndarray:
                 quotas[k][np.argmin(np.where(quotas[k] > 1, remainder, np.inf))] -= 1
         given += quotas[k]
     return quotas
+
+
+def by_length(
+    compute: Callable, lengths: np.ndarray, tokens_of: Callable[[list[int]], Sequence[Sequence[int]]], padding: int
+) -> np.ndarray:
+    """What a model makes of every text, (N, ...) float32: texts of similar length together, so that little is padding
+    and few shapes compile.
+
+    compute: tokens (B, S), length (B,) -> (B, ...). lengths: (N,), each at least 1. tokens_of: of some texts.
+    """
+    found = None
+    for width in range(16, lengths.max() + 16, 16):
+        rows = np.flatnonzero((lengths > width - 16) & (lengths <= width))
+        for start in range(0, len(rows), READ_TOGETHER):
+            some = rows[start : start + READ_TOGETHER]
+            tokens = np.full((READ_TOGETHER, width), padding, np.int32)
+            for i, row in enumerate(tokens_of(some.tolist())):
+                tokens[i, : len(row)] = row
+            values = np.asarray(compute(tokens, np.resize(lengths[some], READ_TOGETHER)), np.float32)[: len(some)]
+            found = np.empty((len(lengths), *values.shape[1:]), np.float32) if found is None else found
+            found[some] = values
+    return found
 
 
 def evaluation_batches(

@@ -5,10 +5,15 @@ import json
 import re
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from miracle_jax import config, gguf_file, weights
+from miracle_jax.bert import Bert
+from miracle_jax.decoder import make as make_decoder
 from miracle_jax.errors import UserError
 from miracle_jax.hub import Tensor, absolute, locate, tensors_of
 from miracle_jax.tokenizers import load_tokenizer
@@ -214,6 +219,34 @@ def start_from(settings: config.Config, params: dict) -> tuple[dict, list[str]]:
         added = settings.decoder.vocab_size - rows
         fresh |= {f"decoder.tokens.embedding (its last {added} of {added + rows} rows)"} if added else set()
     return loaded, sorted(fresh)
+
+
+def language_model(name: str, field: str) -> tuple[config.Decoder, dict]:
+    """The shape and the parameters of a GPT-2 or Llama checkpoint as it is; what it lacks (the latent's projections,
+    here of one dimension) is 0.
+
+    field: what names it, for messages. Raises UserError as `weights.load` does.
+    """
+    path = locate(name, field)
+    shape = decoder_shape(_config_of(path), config.Gpt2(dropout=0.0), f"{field} {name}")
+    nothing = _zeros(lambda: make_decoder(shape, 1, jnp.float32, False, nnx.Rngs(0)))
+    params, _ = weights.load(weights.decoder(shape), read_tensors(path, shape.family), nothing, f"{field} {name}")
+    return shape, params
+
+
+def text_encoder(name: str, field: str) -> tuple[config.Bert, dict]:
+    """The shape and the parameters of a BERT checkpoint; a pooler that it lacks is 0. Otherwise as `language_model`."""
+    path = locate(name, field)
+    shape = bert_shape(_config_of(path), config.Bert(), f"{field} {name}")
+    nothing = _zeros(lambda: Bert(shape, jnp.float32, False, nnx.Rngs(0)))
+    params, _ = weights.load(weights.bert(shape), read_tensors(path, "bert"), nothing, f"{field} {name}")
+    return shape, params
+
+
+def _zeros(make) -> dict:
+    """Parameters of the module that `make` makes."""
+    shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(make)))
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
 
 
 def read_folder(folder: Path, settings: config.Config, expected: dict) -> dict:

@@ -20,9 +20,7 @@ from miracle_jax.cvae import join
 from miracle_jax.examples import Examples
 from miracle_jax.latent import Heads
 from miracle_jax.losses import Counts
-
-READ_TOGETHER = 64
-"""Texts that a frozen encoder reads in one compiled call."""
+from miracle_jax.pipeline import by_length
 
 
 def encoder_means(graphdef, params, examples: Examples) -> dict[str, np.ndarray]:
@@ -32,24 +30,16 @@ def encoder_means(graphdef, params, examples: Examples) -> dict[str, np.ndarray]
     def read(params, tokens, length, encoder):
         return getattr(nnx.merge(graphdef, params), encoder).bert.mean(tokens, length)
 
-    means = {}
     encoders = {"context": "prior", "joint": "posterior"} if "posterior" in params else {"context": "prior"}
-    for field, (name, encoder) in enumerate(encoders.items()):
-        lengths = examples.lengths[:, field]
-        found = None
-        for width in range(16, lengths.max() + 16, 16):  # little padding, few shapes
-            rows = np.flatnonzero((lengths > width - 16) & (lengths <= width))
-            for start in range(0, len(rows), READ_TOGETHER):
-                some = rows[start : start + READ_TOGETHER]
-                tokens = np.full((READ_TOGETHER, width), examples.padding[field], np.int32)
-                for i, row in enumerate(examples.tokens(some.tolist())):
-                    tokens[i, : len(row[field])] = row[field]
-                length = np.resize(lengths[some], READ_TOGETHER)
-                mean = np.asarray(read(params, tokens, length, encoder))[: len(some)]
-                found = np.empty((len(examples), mean.shape[1]), np.float32) if found is None else found
-                found[some] = mean
-        means[f"{name}_mean"] = found
-    return means
+    return {
+        f"{name}_mean": by_length(
+            partial(read, params, encoder=encoder),
+            examples.lengths[:, field],
+            lambda rows, field=field: [row[field] for row in examples.tokens(rows)],
+            examples.padding[field],
+        )
+        for field, (name, encoder) in enumerate(encoders.items())
+    }
 
 
 def warm_up(config: Config, graphdef, params: dict, frozen: dict, data: dict[str, np.ndarray], key) -> dict:
@@ -78,7 +68,7 @@ def warm_up(config: Config, graphdef, params: dict, frozen: dict, data: dict[str
 
     data = {"frozen": frozen} | {name: jnp.asarray(column) for name, column in data.items()}
     settings = config.train
-    return _fit(loss, params, data, batch_size, settings.latent_steps, settings.refit_learning_rate, key)
+    return fit(loss, params, data, batch_size, settings.latent_steps, settings.refit_learning_rate, key)
 
 
 def prior_means(graphdef, params, batches: Iterable[dict]) -> dict[str, np.ndarray]:
@@ -113,12 +103,16 @@ def refit(config: Config, sizes: tuple[int, ...], data: dict[str, np.ndarray], k
 
     data = {name: jnp.asarray(data[name]) for name in ("z", "labels")}
     rate = config.train.refit_learning_rate
-    return _fit(loss, nnx.to_pure_dict(params), data, batch_size, steps, rate, steps_key)
+    return fit(loss, nnx.to_pure_dict(params), data, batch_size, steps, rate, steps_key)
 
 
-def _fit(loss: Callable, params: dict, data: Any, batch_size: int, steps: int, learning_rate: float, key) -> dict:
-    """Minimises loss(params, data, rows, key) over random rows by Adam, its rate falling linearly to 0."""
-    optimizer = optax.adam(optax.schedules.linear_schedule(learning_rate, 0.0, steps))
+def fit(
+    loss: Callable, params: dict, data: Any, batch_size: int, steps: int, learning_rate: float, key,
+    weight_decay: float = 0.0,
+) -> dict:  # fmt: skip
+    """Minimises loss(params, data, rows, key) over random rows of data["labels"] by AdamW, its rate falling linearly
+    to 0."""
+    optimizer = optax.adamw(optax.schedules.linear_schedule(learning_rate, 0.0, steps), weight_decay=weight_decay)
 
     @jax.jit
     def run(params, data, keys):
@@ -126,7 +120,7 @@ def _fit(loss: Callable, params: dict, data: Any, batch_size: int, steps: int, l
             params, opt_state = carry
             rows_key, loss_key = jax.random.split(step_key)
             rows = jax.random.choice(rows_key, len(data["labels"]), (batch_size,), replace=False)
-            updates, opt_state = optimizer.update(jax.grad(loss)(params, data, rows, loss_key), opt_state)
+            updates, opt_state = optimizer.update(jax.grad(loss)(params, data, rows, loss_key), opt_state, params)
             return (optax.apply_updates(params, updates), opt_state), None
 
         return jax.lax.scan(step, (params, optimizer.init(params)), keys)[0][0]

@@ -16,6 +16,8 @@ from etils import epath
 from miracle_jax import config
 from miracle_jax.errors import UserError
 
+SHIPPED = ("mini",)
+"""Trained models in the package. A folder of the same name is `./mini`."""
 COMPLETE = "complete.json"
 """Written last: file -> size in bytes. A folder without it, or that does not agree with it, counts as absent."""
 PROBE_TIMEOUT = 60.0
@@ -107,7 +109,9 @@ def new_folder(path: str | Path):
 
 
 def run_folder(name: str | Path) -> Path:
-    """The local folder of a run or an export, which may be in a bucket."""
+    """The local folder of a run or an export, which may be in a bucket, or of a model that comes with the package."""
+    if str(name) in SHIPPED:
+        return Path(__file__).with_name("models") / name
     return local_copy(str(name)) if is_remote(name) else Path(name).expanduser()
 
 

@@ -9,12 +9,15 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import checkpoints
 import micro
+import parity
 import pytest
 from flax import nnx
 
-from miracle_jax import config, dataset, evaluate, generate
+from miracle_jax import config, dataset, evaluate, generate, judge
 from miracle_jax.attributes import Attribute, Schema
 from miracle_jax.errors import UserError
 
@@ -543,6 +546,39 @@ def test_evaluation_judges_replies_with_and_without_the_energy(evaluated, tiny_m
     }.items():
         assert [reply[name] for reply in result["replies"]] == texts
     assert any(reply["with_energy"] != reply["without_energy"] for reply in result["replies"])
+
+
+def test_evaluation_has_the_other_columns_of_table_1(evaluated, tiny_run, labelled, tmp_path, capsys):
+    encoder = checkpoints.write(tmp_path / "bert", parity.load("bert_gelu"), roles=checkpoints.BERT_ROLES)
+    model = checkpoints.write(tmp_path / "lm", parity.load("llama_grouped"))
+    data = tiny_run.config.data
+    options = judge.Options(
+        encoder=str(encoder), train=data.train, validation=data.validation, pairs=data.train,
+        pairs_validation=data.validation, epochs=1,
+    )  # fmt: skip
+    judge.train(str(tmp_path / "judges"), options)
+    evaluate.main([
+        str(evaluated), "--data", labelled, "--per-personality", "1", "--judges", str(tmp_path / "judges"),
+        "--language-model", str(model),
+    ])  # fmt: skip
+    result = json.loads((evaluated / "evaluation.json").read_text())
+    columns = {*micro.REPLIES, "bleu", "rouge", "nli", "ppl", "distinct", "self_bleu"}
+    for source in ("gold", "with_energy", "without_energy"):
+        for block in ("paper", "released"):
+            found = result["scores"][source][block]
+            assert set(found) == columns
+            assert all(0 <= value <= 1 for name, value in found.items() if name != "ppl") and found["ppl"] > 1
+    assert result["scores"]["gold"]["paper"]["bleu"] == pytest.approx(1)
+    table = capsys.readouterr().out.partition("in percent, except PPL:\n\n")[2].splitlines()
+    assert table[0].split()[-6:] == ["BLEU", "ROUGE", "NLI", "PPL", "Distinct", "sBLEU"]
+    assert table[1].split()[0] == "gold" and "100.0" in table[1] and table[4].startswith("the judge's own")
+
+
+def test_evaluation_refuses_judges_of_other_attributes(evaluated, labelled, monkeypatch, capsys):
+    schema = Schema((Attribute("mood", ("a", "b")),))
+    monkeypatch.setattr(evaluate, "Judges", lambda folder: SimpleNamespace(schema=schema))
+    message = fails(evaluate.main, capsys, evaluated, "--data", labelled, "--judges", "mine")
+    assert message.startswith("the judges in mine are of mood, this run of language_style, ")
 
 
 def test_evaluation_says_how_many_latents_failed(evaluated, labelled, capsys):

