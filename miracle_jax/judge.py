@@ -108,10 +108,12 @@ class Encoder:
 
     def replies(self, texts: Sequence[str]) -> Rows:
         ends, encode = self.tokenizer, self.tokenizer.encode
-        return [[ends.cls_id, *encode(text.strip())[: REPLY_TOKENS - 2], ends.sep_id] for text in texts]
+        limit = min(REPLY_TOKENS, self.shape.max_positions)
+        return [[ends.cls_id, *encode(text.strip())[: limit - 2], ends.sep_id] for text in texts]
 
     def contexts(self, contexts: Sequence[Context]) -> Rows:
-        return [self.tokenizer.context(questions, replies, CONTEXT_TOKENS) for questions, replies in contexts]
+        limit = min(CONTEXT_TOKENS, self.shape.max_positions)
+        return [self.tokenizer.context(questions, replies, limit) for questions, replies in contexts]
 
     def graph(self):
         return nnx.graphdef(nnx.eval_shape(lambda: Bert(self.shape, jnp.float32, False, nnx.Rngs(0))))
@@ -128,7 +130,8 @@ class Encoder:
 
 @partial(jax.jit, static_argnums=0)
 def _mean(graphdef, params, tokens, length):
-    return nnx.merge(graphdef, params).mean(tokens, length)
+    model = nnx.merge(graphdef, params)
+    return model.mean(tokens[:, : model.shape.max_positions], length)  # beyond are no texts, but padding
 
 
 @dataclass(frozen=True)

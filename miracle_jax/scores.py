@@ -46,9 +46,10 @@ def score(
     if judges:
         for a, (name, probabilities) in enumerate(judges.attributes(replies).items()):
             paper[name] = float(np.mean(probabilities.argmax(axis=1) == wanted[:, a]))
-            released[name] = float(np.mean(np.take_along_axis(probabilities, wanted[:, a : a + 1], axis=1)))
+            of_wanted = np.take_along_axis(probabilities, wanted[:, a : a + 1], axis=1)
+            released[name] = float(np.mean(of_wanted, dtype=np.float64))
         belongs = judges.consistency(contexts, replies)
-        paper["nli"], released["nli"] = float(np.mean(belongs > 0.5)), float(np.mean(belongs))
+        paper["nli"], released["nli"] = float(np.mean(belongs > 0.5)), float(np.mean(belongs, dtype=np.float64))
     if language_model:
         nats = language_model.score(replies)
         paper["ppl"] = _mean_defined(fluency.perplexity, nats)
