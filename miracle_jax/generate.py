@@ -20,6 +20,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from miracle_jax import config, dataset, storage
+from miracle_jax.attributes import Schema
 from miracle_jax.command_line import read_options
 from miracle_jax.errors import UserError, one_sentence
 from miracle_jax.model import Model, Reply, load
@@ -54,10 +55,10 @@ class Options:
     decode: config.Decode = field(default_factory=config.Decode)
 
 
-def contexts_to_answer(model: Model, options: Options) -> list[dict]:
-    """One task a reply: {"id", "input", "output", "reference", "personality"} in the order of the file."""
-    files = dataset.labelled_source(options.data, model.schema)
-    instances = list(enumerate(dataset.read_files(files, model.schema, reference_required=False)))
+def contexts_to_answer(schema: Schema, options: Options) -> list[dict]:
+    """One task a reply, as `task_of` gives it, in the order of the file."""
+    files = dataset.labelled_source(options.data, schema)
+    instances = list(enumerate(dataset.read_files(files, schema, reference_required=False)))
     unlabelled = sum(max(instance.labels) < 0 for _, instance in instances)
     if unlabelled and options.personality == "labelled":
         log.warning("%d of %d contexts have no `tag`; their replies are not controlled", unlabelled, len(instances))
@@ -65,21 +66,26 @@ def contexts_to_answer(model: Model, options: Options) -> list[dict]:
         instances = [instances[i * len(instances) // options.limit] for i in range(options.limit)]
     tasks = []
     for number, instance in instances:
-        asked = len(instance.questions)
         wanted = {
-            "": [instance.labels], "labelled": [instance.labels], "all": model.schema.personalities()
-        }.get(options.personality) or [model.schema.parse(options.personality)]  # fmt: skip
-        for aspects in wanted:
-            tasks.append(
-                {
-                    "id": instance.id or str(number),
-                    "input": list(instance.questions),
-                    "output": list(instance.replies[: asked - 1]),
-                    "reference": instance.replies[asked - 1] if len(instance.replies) == asked else None,
-                    "personality": model.schema.describe(aspects),
-                }
-            )
+            "": [instance.labels], "labelled": [instance.labels], "all": schema.personalities()
+        }.get(options.personality) or [schema.parse(options.personality)]  # fmt: skip
+        tasks += [task_of(number, instance, schema.describe(aspects)) for aspects in wanted]
     return tasks
+
+
+def task_of(number: int, instance: dataset.Instance, personality: str) -> dict:
+    """A context to answer: {"id", "input", "output", "reference", "personality"}.
+
+    number: the instance's place in its file, its id where it has none.
+    """
+    asked = len(instance.questions)
+    return {
+        "id": instance.id or str(number),
+        "input": list(instance.questions),
+        "output": list(instance.replies[: asked - 1]),
+        "reference": instance.replies[asked - 1] if len(instance.replies) == asked else None,
+        "personality": personality,
+    }
 
 
 def answer_all(model: Model, tasks: list[dict], options: Options, weights: dict[str, float], start: int = 0):
@@ -252,7 +258,7 @@ def main(argv: list[str] | None = None) -> None:
         model = load(workdir)
         weights = parse_weights(options.weight, model)
         if options.data:
-            tasks = contexts_to_answer(model, options)
+            tasks = contexts_to_answer(model.schema, options)
             if options.out:
                 write_file(model, tasks, options, weights)
             else:
