@@ -4,12 +4,11 @@ Run:     python -m miracle_jax.train --config configs/no_gap.py --workdir runs/n
 Took:    not yet measured      Reached: not yet measured
 """
 
-from dataclasses import replace
 from pathlib import Path
 
+from miracle_jax.ablation import without
 from miracle_jax.config import Config, load_file
 
 
 def get_config() -> Config:
-    paper = load_file(Path(__file__).with_name("paper.py"))
-    return replace(paper, loss=replace(paper.loss, gap=0.0), sample=replace(paper.sample, heads="refit"))
+    return without("gap", load_file(Path(__file__).with_name("paper.py")))

@@ -4,12 +4,11 @@ Run:     python -m miracle_jax.train --config configs/no_posterior.py --workdir 
 Took:    not yet measured      Reached: not yet measured
 """
 
-from dataclasses import replace
 from pathlib import Path
 
+from miracle_jax.ablation import without
 from miracle_jax.config import Config, load_file
 
 
 def get_config() -> Config:
-    paper = load_file(Path(__file__).with_name("paper.py"))
-    return replace(paper, loss=replace(paper.loss, posterior=False), sample=replace(paper.sample, heads="refit"))
+    return without("posterior", load_file(Path(__file__).with_name("paper.py")))

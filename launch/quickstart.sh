@@ -30,6 +30,6 @@ heading "Replies to test contexts with every personality"
 .venv/bin/python -m miracle_jax.generate runs/tiny --data test --personality all --limit 3
 
 heading "Control accuracy with and without the energy"
-.venv/bin/python -m miracle_jax.evaluate runs/tiny
+.venv/bin/python -m miracle_jax.evaluate runs/tiny --per-personality 20
 
 heading "Done. To talk to it: .venv/bin/python -m miracle_jax.generate runs/tiny"

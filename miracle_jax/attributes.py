@@ -54,6 +54,15 @@ class Schema:
         return tuple(a.name for a in self.attributes)
 
     @property
+    def short_names(self) -> tuple[str, ...]:
+        """For the heads of tables, as the paper has them: "L.", or the whole name where initials are shared."""
+        initials = [name[0].upper() for name in self.names]
+        unique = len(set(initials)) == len(initials)
+        return tuple(
+            f"{i}." if unique else name.replace("_", " ") for i, name in zip(initials, self.names, strict=True)
+        )
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         """Number of aspects of each attribute."""
         return tuple(len(a.aspects) for a in self.attributes)

@@ -10,12 +10,14 @@ A run's folder:
 """
 
 import contextlib
+import hashlib
 import json
 import math
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
@@ -107,6 +109,14 @@ def load_model(workdir: str | Path, expected: Any, dtype: str = "float32") -> An
             raise ValueError("no parameters in them")
         check_matches(f"model {folder}", metadata, stored)
         return jax.tree.map(lambda x, like: x.astype(like.dtype), checkpointer.restore(folder, stored), expected)
+
+
+def fingerprint(params: Any) -> str:
+    """A name made from every parameter of a tree."""
+    content = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        content.update(np.asarray(leaf).tobytes())
+    return content.hexdigest()
 
 
 def check_matches(name: str, found: Any, expected: Any) -> None:

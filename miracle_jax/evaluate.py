@@ -1,221 +1,193 @@
-"""Control accuracy: does an independent judge find the wanted personality in the replies? And what does it cost?
+"""Systems against each other on one test set: the tables of the paper, with what they are worth.
 
-    python -m miracle_jax.evaluate runs/tiny [--judges judges] [--language-model NAME]
+    python -m miracle_jax.evaluate runs/tiny [runs/other ...] [--predictions NAME=FILE.jsonl ...]
+        [--judges judges] [--language-model NAME] [--out FOLDER]
 
-The judge is a text classifier per attribute (TF-IDF and logistic regression) that learns from the training answers and
-never sees a latent. It reads the reference replies, the replies with the energy, and the replies without it (z stays
-at the prior's mean). Its own accuracy on the validation answers stands beside, since no figure here can be better than
-its judge. A second table has the other columns of the paper's Table 1: personalization and NLI by the judges of
-`python -m miracle_jax.judge`, where a folder of them is named, BLEU and ROUGE against the references, perplexity under
-the language model that is named, Distinct and self-BLEU. The file of figures has them a second time as the paper's
-released code computes them (metrics.py says how that differs).
+A system is a finished run, which answers the test set here, or a file of any other system's replies (predictions.py has
+its format). Of a run there are the variants that `--variants` names: with and without the energy (Table 1), one
+attribute against all (Table 9), or the strength of the control. The references are a system too: no other should score
+what they cannot.
+
+FOLDER gets report.md (the tables, as the paper words its metrics and as its released code computes them), report.json
+(every figure), report.png, details.jsonl (one line an instance) and replies/ and scores/, by which a command that was
+interrupted goes on where it stopped. Every other system is compared with the first, instance by instance.
+
+Judges are text classifiers that never see a latent. Without --judges they learn at once, from the training answers of
+the first run; `python -m miracle_jax.judge` trains better ones, on other data, and one for coherence.
+
+Axis letters: N replies, A attributes.
 """
 
 import dataclasses
-import json
-import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from miracle_jax import config, dataset, storage
-from miracle_jax.attributes import Schema
-from miracle_jax.command_line import read_options
+from miracle_jax import config, dataset, storage, systems, tables, word_judges
+from miracle_jax.attributes import UNKNOWN, Schema
+from miracle_jax.command_line import parse, split_words
 from miracle_jax.errors import UserError, one_sentence
 from miracle_jax.fluency import LanguageModel
 from miracle_jax.judge import Judges
-from miracle_jax.model import Model, load
-from miracle_jax.scores import score
+from miracle_jax.model import load
+from miracle_jax.predictions import named_files
+from miracle_jax.scores import Kept, accuracy, score
+from miracle_jax.systems import REFERENCES, System
+from miracle_jax.word_judges import WordJudges
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to evaluate on."""
+    """What to evaluate, and by what."""
 
     data: str = "test"
-    """JSONL file whose `tag` labels every attribute, with references. `test` is the bundled test set."""
-    train: tuple[str, ...] = ()
-    """What the judge learns from, `attribute=path.jsonl` each. Empty: the run's training files."""
-    validation: tuple[str, ...] = ()
-    """What the judge's own accuracy is measured on, written as `train`. Empty: the run's validation files."""
+    """JSONL file with references, whose `tag` labels attributes. `test` is the bundled test set."""
+    predictions: tuple[str, ...] = ()
+    """Replies of other systems, `name=FILE.jsonl` each."""
+    variants: Literal["energy", "attributes", "strength", "none"] = "energy"
+    """How every run answers, beside as it is: `energy`, also without it; `attributes`, each attribute alone;
+    `strength`, with other weights of the energy, and from several draws."""
+    counterfactual: bool = False
+    """Every context with every personality too: how often the control works where the context has another aspect."""
     judges: str = ""
-    """Folder that `python -m miracle_jax.judge` wrote. Empty: neither its personalization nor NLI."""
+    """Folder that `python -m miracle_jax.judge` wrote. Empty: judges learn from the training answers at once."""
+    train: tuple[str, ...] = ()
+    """What such judges learn from, `attribute=path.jsonl` each. Empty: the first run's training files."""
+    validation: tuple[str, ...] = ()
+    """What their own accuracy is measured on, written as `train`. Empty: the first run's validation files."""
     language_model: str = ""
     """GPT-2 or Llama checkpoint of the perplexity: a hub name (the paper's is gpt2-xl), a folder, a .gguf file or
     package:NAME/PATH. Empty: no perplexity."""
-    per_personality: int = 20
-    """Contexts of each personality, drawn from the file with `seed`."""
+    per_personality: int = 0
+    """Contexts of each personality, drawn from the file with `seed`. 0: all of the file."""
     seed: int = 0
-    out: str = ""
-    """JSON file for figures and replies. Empty: evaluation.json in the run's folder, or in this one where the run is
-    in a bucket."""
+    """Of this draw, of the latents where a run draws them, of self-BLEU and of the bootstrap."""
+    out: str = "evaluation"
+    """Folder for the report: at first `evaluation` in the folder of the run, where there is one run, else here."""
     sample: config.Sample = field(default_factory=config.Sample)
     decode: config.Decode = field(default_factory=config.Decode)
 
 
-def train_judges(train: list, schema: Schema) -> list:
-    """One text classifier an attribute: words and word pairs of an answer to its aspect."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
+def evaluate(runs: Mapping[str, str], options: Mapping[str, Options], out: Path) -> dict:
+    """Answers, reads and scores all systems and writes the report into the folder `out`; returns what report.json has.
 
-    judges = []
-    for attribute in range(len(schema.names)):
-        texts, labels = answers(train, attribute)
-        if len(set(labels)) < 2:
-            raise UserError(f"the training data has no two aspects of {schema.names[attribute]}; no judge can learn it")
-        words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-        judges.append(make_pipeline(words, LogisticRegression(C=10.0, max_iter=1000)).fit(texts, labels))
-    return judges
-
-
-def answers(instances: list, attribute: int) -> tuple[list[str], list[int]]:
-    """The target replies of the instances that are labelled for an attribute, and their aspects."""
-    labelled = [i for i in instances if i.labels[attribute] >= 0]
-    return [i.replies[-1] for i in labelled], [i.labels[attribute] for i in labelled]
-
-
-def judged_by(data: config.Data, options: Options, schema: Schema) -> tuple[list, list]:
-    """The instances that judges learn from and those that they are measured on."""
-    if data.frozen and not (options.train and options.validation):
+    Args:
+      runs: name -> folder of a finished run, or of an export. May be empty.
+      options: name -> the options. Those of the first count for all but `variants`, `sample` and `decode`; where there
+        is no run, there is one entry of any name.
+    """
+    shared = next(iter(options.values()))
+    models = {name: load(workdir) for name, workdir in runs.items()}
+    judges = Judges(shared.judges) if shared.judges else None
+    schema = next((model.schema for model in models.values()), judges.schema if judges else Schema.load())
+    for name, model in models.items():
+        if model.schema != schema:
+            raise UserError(f"{name} has other attributes than {next(iter(models))}; they need a table each")
+    if judges and judges.schema != schema:
         raise UserError(
-            f"this run learned from tokens ({data.frozen}), but the judge learns from text; name its files with "
-            f"--train {schema.names[0]}=FILE.jsonl ... --validation {schema.names[0]}=FILE.jsonl ..."
+            f"the judges in {shared.judges} are of {', '.join(judges.schema.names)}, this run of "
+            f"{', '.join(schema.names)}; train judges with --schema"
         )
-    train, validation = options.train or data.train, options.validation or data.validation
-    named = dataclasses.replace(data, train=train, validation=validation)
-    train_files, validation_files, _ = dataset.sources(named, schema)
-    if not validation_files:
-        raise UserError("--train is given but --validation is not; name the files that the judge is measured on")
-    on_error = "skip" if data.on_error == "skip" else ""
-    return tuple(dataset.read_files(files, schema, on_error) for files in (train_files, validation_files))
+    language_model = LanguageModel(shared.language_model) if shared.language_model else None
+    test = systems.read_test_set(shared.data, schema, shared.per_personality, shared.seed)
+    data = next(iter(models.values())).config.data if models else config.Data()
+    overlap = _overlap(judges, data, schema) if judges else None
+    if judges is None:
+        judges = WordJudges(*word_judges.read(data, schema, shared.train, shared.validation), schema)
 
-
-def choose(instances: list, per_personality: int, seed: int) -> list:
-    """At most `per_personality` instances of every fully labelled personality, drawn with `seed`."""
-    groups: dict[tuple[int, ...], list] = {}
-    for instance in instances:
-        if min(instance.labels) >= 0:
-            groups.setdefault(tuple(instance.labels), []).append(instance)
-    if not groups:
-        raise UserError("no line of the data is labelled for every attribute; control accuracy needs such lines")
-    generator = np.random.default_rng(seed)
-    chosen = []
-    for labels in sorted(groups):
-        order = generator.permutation(len(groups[labels]))[:per_personality]
-        chosen += [groups[labels][i] for i in sorted(order)]
-    return chosen
-
-
-def evaluate(model: Model, options: Options) -> dict:
-    """Scores the model: {"attributes": {name: {"judge", "gold", "with_energy", "without_energy"}}, "mean": ...,
-    "scores": {"gold", ...: as `scores.score` gives them}, ...}, accuracies as shares."""
-    judges = Judges(options.judges) if options.judges else None
-    if judges and judges.schema != model.schema:
-        raise UserError(
-            f"the judges in {options.judges} are of {', '.join(judges.schema.names)}, this run of "
-            f"{', '.join(model.schema.names)}; train judges with --schema"
-        )
-    language_model = LanguageModel(options.language_model) if options.language_model else None
-    train, validation = judged_by(model.config.data, options, model.schema)
-    test = dataset.read_files(dataset.labelled_source(options.data, model.schema), model.schema)
-    chosen = choose(test, options.per_personality, options.seed)
-    contexts = [{"input": i.questions, "output": i.replies} for i in chosen]
-    wanted = np.array([i.labels for i in chosen])
-    named = [model.schema.describe(i.labels) for i in chosen]
-    began = time.perf_counter()
-    replies = {
-        "with_energy": model.replies(contexts, named, seed=options.seed, sample=options.sample, decode=options.decode),
-        "without_energy": model.replies(
-            contexts, None, seed=options.seed, sample=options.sample, decode=options.decode
-        ),
-    }
-    seconds = time.perf_counter() - began
-    texts = {name: [reply.text for reply in found] for name, found in replies.items()}
-    texts = {"gold": [i.replies[-1] for i in chosen]} | texts
-    linear = train_judges(train, model.schema)
-    attributes = {}
-    for a, name in enumerate(model.schema.names):
-        accuracy = {"judge": float(linear[a].score(*answers(validation, a)))}
-        for source, found in texts.items():
-            accuracy[source] = float(np.mean(linear[a].predict(found) == wanted[:, a]))
-        attributes[name] = accuracy
-    mean = {source: float(np.mean([part[source] for part in attributes.values()])) for source in ("judge", *texts)}
-    before = [(i.questions, i.replies[:-1]) for i in chosen]
-    scores = {
-        source: score(found, texts["gold"], before, wanted, judges, language_model, options.seed)
-        for source, found in texts.items()
-    }
-    return {
-        "contexts": len(chosen), "personalities": len(set(named)), "seconds": round(seconds, 1),
-        "not_ok": sum(not reply.ok for reply in replies["with_energy"]), "attributes": attributes, "mean": mean,
-        "scores": scores, "judges": judges and judges.facts, "language_model": options.language_model,
-        "replies": [
-            {"question": instance.questions[-1], "personality": named[i]} | {name: t[i] for name, t in texts.items()}
-            for i, instance in enumerate(chosen)
-        ],
-    }  # fmt: skip
-
-
-def table(result: dict) -> str:
-    """The control accuracies for the terminal, in percent."""
-    head = ("attribute", "judge on validation", "gold replies", "with energy", "without energy", "gain")
-    rows = [head]
-    for name, s in (*result["attributes"].items(), ("mean", result["mean"])):
-        figures = [f"{100 * s[k]:.1f}" for k in ("judge", "gold", "with_energy", "without_energy")]
-        rows.append((name.replace("_", " "), *figures, f"{100 * (s['with_energy'] - s['without_energy']):+.1f}"))
-    return _aligned(rows)
-
-
-COLUMNS = {"bleu": "BLEU", "rouge": "ROUGE", "nli": "NLI", "ppl": "PPL", "distinct": "Distinct", "self_bleu": "sBLEU"}
-
-
-def quality(result: dict) -> str:
-    """The columns of the paper's Table 1 for the terminal, in percent except the perplexity."""
-    names = list(result["attributes"]) if result["judges"] else []
-    rows = [("", *(name.replace("_", " ") for name in names), *COLUMNS.values())]
-    for source, scores in result["scores"].items():
-        found = {name: value if name == "ppl" else 100 * value for name, value in scores["paper"].items()}
-        figures = [found.get(name) for name in (*names, *COLUMNS)]
-        rows.append((source.replace("_", " "), *("-" if x is None else f"{x:.1f}" for x in figures)))
-    if result["judges"]:
-        known = result["judges"]["judges"] | {"nli": result["judges"]["judges"]["consistency"]}
-        own = [f"{100 * known[name]['accuracy']:.1f}" if name in known else "" for name in (*names, *COLUMNS)]
-        rows.append(("the judge's own", *own))
-    return _aligned(rows)
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
+    found = []
+    for name, model in models.items():
+        seconds = systems.training_seconds(Path(runs[name]))
+        own = options[name]
+        for variant in systems.variants_of(own.variants, name, own.sample, schema):
+            system = systems.answer(
+                model, variant, test, own.decode, shared.counterfactual, shared.seed, out / "replies"
+            )
+            found.append(dataclasses.replace(system, facts=system.facts | {"training_seconds": seconds}))
+    models.clear()  # room for the models that score
+    found += [
+        systems.read(name, path, test, shared.counterfactual) for name, path in named_files(shared.predictions).items()
     ]
-    return "\n".join(lines)
+    references = [instance.replies[-1] for instance in test.chosen.values()]
+    found.append(System(REFERENCES, references, test.labels))
+    names = [system.name for system in found]
+    if repeated := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise UserError(f"two systems are called {repeated[0]!r}; give every system a name of its own")
+
+    kept = Kept(out / "scores")
+    contexts = [(instance.questions, instance.replies[:-1]) for instance in test.chosen.values()]
+    for system in found:
+        system.scores = score(
+            system.replies, references, contexts, system.wanted, judges, language_model, shared.seed, kept
+        )
+        if system.everything:
+            _, rows = systems.everything(test)
+            rows = np.where((system.wanted >= 0).any(axis=0), rows, UNKNOWN)
+            right = accuracy(judges, system.everything, rows, kept)
+            system.counterfactual = right.reshape(len(test.chosen), -1, len(schema.names))
+    setup = {
+        "data": shared.data, "contexts": len(test.chosen), "personalities": len(set(map(tuple, test.labels.tolist()))),
+        "seed": shared.seed, "judges": judges.about, "judges_accuracy": judges.accuracy, "judges_overlap": overlap,
+        "language_model": shared.language_model or None,
+    }  # fmt: skip
+    return tables.write(out, setup, test, found, shared.seed)
+
+
+def _overlap(judges: Judges, data: config.Data, schema: Schema) -> dict | None:
+    """How many of the replies that the judges learned from also trained the run; None where nobody can know."""
+    if data.frozen:
+        return None
+    try:
+        train, _, _ = dataset.sources(data, schema)
+        shared, learned = judges.overlap(i.replies[-1] for i in dataset.read_files(train, schema, data.on_error))
+    except UserError:
+        return None
+    return {"shared": shared, "learned_from": learned}
 
 
 def main(argv: list[str] | None = None) -> None:
     with one_sentence():
-        workdir, _, options = read_options(
-            "python -m miracle_jax.evaluate", __doc__, "",
-            lambda run: Options(sample=run.sample, decode=run.decode), argv,
-        )  # fmt: skip
-        if options.per_personality < 1:
-            raise UserError("--per-personality must be at least 1")
-        if options.seed < 0:
-            raise UserError("--seed must be at least 0")
-        own = Path(workdir) if Path(workdir).is_dir() else Path()
-        path = storage.local_file(options.out or own / "evaluation.json")
-        result = evaluate(load(workdir), options)
-        with storage.replacing(path) as file:
-            file.write(json.dumps(result, indent=1, ensure_ascii=False).encode())
-        print(f"accuracy in percent on {result['contexts']} contexts, {result['personalities']} personalities:\n")
-        print(table(result))
-        print(f"\nin percent, except PPL:\n\n{quality(result)}")
-        if result["not_ok"]:
-            print(f"\n{result['not_ok']} latents are not ok; the warning above says why")
-        print(f"\nreplies and figures: {path}")
+        words, flags = split_words(argv)
+        runs = _named(words)
+        one = Path(words[0]) if len(words) == 1 and Path(words[0]).is_dir() else Path()
+        default = Options(out=str(one / "evaluation"))
+        usage, options = "python -m miracle_jax.evaluate WORKDIR [WORKDIR ...]", {}
+        for name, workdir in runs.items():
+            run = config.load_run(storage.run_folder(workdir))
+            own = dataclasses.replace(default, sample=run.sample, decode=run.decode)
+            options[name] = parse(own, flags, usage, __doc__)
+            dataclasses.replace(run, sample=options[name].sample, decode=options[name].decode).check()
+        options = options or {"": parse(default, flags, usage, __doc__)}
+        report(runs, options)
+
+
+def report(runs: Mapping[str, str], options: Mapping[str, Options]) -> None:
+    """`evaluate` from checked options, and its first table on the terminal. Raises UserError for a mistake in them."""
+    shared = next(iter(options.values()))
+    if not runs and not shared.predictions:
+        raise UserError("name finished runs first, or replies with --predictions NAME=FILE.jsonl; --help says more")
+    if shared.per_personality < 0 or shared.seed < 0:
+        raise UserError("--per-personality and --seed must be at least 0")
+    if storage.is_remote(shared.out):
+        raise UserError(f"--out {shared.out} is not a local path; write the report here and copy it there")
+    out = Path(shared.out).expanduser()
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out} is a file; name a folder for the report")
+    result = evaluate(runs, options, out)
+    print(tables.terminal(result))
+    print(f"\nreport: {out / 'report.md'}")
+
+
+def _named(workdirs: Sequence[str]) -> dict[str, str]:
+    """By the last part of their paths, or by their paths where these are the same."""
+    short = [Path(workdir).name or workdir for workdir in workdirs]
+    names = short if len(set(short)) == len(short) else workdirs
+    if len(set(names)) < len(names):
+        raise UserError("a run is named twice; name each once")
+    return dict(zip(names, workdirs, strict=True))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from miracle_jax.command_line import read_pair
 from miracle_jax.cvae import split
 from miracle_jax.errors import UserError, one_sentence
 from miracle_jax.model import Stored, merge_adapters, read_run
+from miracle_jax.scores import AVERAGE
 
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "silu": "silu"}  # ours to transformers'
 
@@ -187,13 +188,12 @@ def card(stored: Stored, workdir: Path, options: Options) -> str:
         f"- encoder from: {run.encoder.pretrained or 'see config.json'}",
         f"- decoder from: {run.decoder.pretrained or 'see config.json'}",
     ]  # fmt: skip
-    path = workdir / "evaluation.json"
+    path = workdir / "evaluation" / "report.json"
     if path.exists():
-        mean = json.loads(path.read_text())["mean"]
-        lines.append(
-            f"- control accuracy (judge of `miracle_jax.evaluate`): {mean['with_energy']:.1%} with the energy, "
-            f"{mean['without_energy']:.1%} without, {mean['gold']:.1%} on the references"
-        )
+        report = json.loads(path.read_text())
+        figures = {name: f["paper"][AVERAGE]["mean"] for name, f in report["systems"].items()}
+        shown = ", ".join(f"{name} {value:.1%}" for name, value in figures.items() if value is not None)
+        lines.append(f"- control accuracy (`miracle_jax.evaluate`; judges: {report['setup']['judges']}): {shown}")
     example = stored.schema.describe([0] * len(stored.schema.names))
     lines += [
         "", "```python", "import miracle_jax as mj", "", 'model = mj.load("THIS FOLDER")',

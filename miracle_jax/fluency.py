@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from miracle_jax import decoder, pretrained
+from miracle_jax import checkpoint, decoder, pretrained
 from miracle_jax.cvae import has_bfloat16
 from miracle_jax.pipeline import by_length
 from miracle_jax.tokenizers import load_tokenizer
@@ -28,7 +28,7 @@ class LanguageModel:
     def __init__(self, name: str):
         """Raises UserError as `pretrained.language_model` does."""
         shape, params = pretrained.language_model(name, "--language-model")
-        self.name, self.shape = name, shape
+        self.name, self.shape, self.fingerprint = name, shape, checkpoint.fingerprint(params)[:16]
         self.tokenizer = load_tokenizer("decoder", name)
         dtype = jnp.bfloat16 if has_bfloat16(jax.devices()[0]) else jnp.float32
         graphdef = nnx.graphdef(nnx.eval_shape(lambda: decoder.make(shape, 1, dtype, False, nnx.Rngs(0))))

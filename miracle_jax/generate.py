@@ -108,15 +108,18 @@ def record(task: dict, reply: Reply) -> dict:
     return task | {"reply": facts.pop("text")} | facts
 
 
-def write_file(model: Model, tasks: list[dict], options: Options, weights: dict[str, float]) -> None:
+def digest(model: Model, tasks: list[dict], options: Options, weights: dict[str, float]) -> str:
+    """A name made from all that decides the replies."""
+    settings = dataclasses.asdict(dataclasses.replace(options, out=""))
+    asked = [tasks, settings, weights, str(model.config), model.default_heads, model.fingerprint()]
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_file(model: Model, tasks: list[dict], options: Options, weights: dict[str, float]) -> int:
     """Writes options.out. It appears when it is complete; until then a part file beside it, which the same command
-    resumes, holds what is done."""
+    resumes, holds what is done. Returns how many replies it wrote itself."""
     out = storage.local_file(options.out)
-    asked = json.dumps(
-        [tasks, dataclasses.asdict(options), weights, str(model.config), model.default_heads, model.fingerprint()],
-        sort_keys=True,
-    )
-    part = out.with_name(f".{out.name}.{hashlib.sha256(asked.encode()).hexdigest()[:16]}.part")
+    part = out.with_name(f".{out.name}.{digest(model, tasks, options, weights)}.part")
     out.parent.mkdir(parents=True, exist_ok=True)
     done = part.read_bytes().splitlines(keepends=True) if part.exists() else []
     whole = sum(line.endswith(b"\n") for line in done)
@@ -132,6 +135,7 @@ def write_file(model: Model, tasks: list[dict], options: Options, weights: dict[
             os.fsync(file.fileno())
     part.replace(out)
     print(f"wrote {len(tasks)} replies to {out}", file=sys.stderr)
+    return len(tasks) - len(done)
 
 
 def show(reply: Reply) -> str:

@@ -34,6 +34,7 @@ from miracle_jax import storage
 from miracle_jax.command_line import parse, split_words
 from miracle_jax.errors import UserError, one_sentence, refuse
 from miracle_jax.predictions import Prediction, read_systems
+from miracle_jax.significance import interval
 
 COMMAND = "python -m miracle_jax.human"
 USAGE = f"{COMMAND} sheets OUT --predictions NAME=FILE ..., or {COMMAND} score OUT FILLED.csv ..."
@@ -56,8 +57,6 @@ FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
 CONSONANTS = "BCDFGHJKLMNPQRSTVWXZ"
 """The letters of item codes, which no program takes for a number, a date or a truth value."""
 CODE_LENGTH = 5
-RESAMPLES = 10_000
-"""Of the bootstrap."""
 PAGE = Path(__file__).with_suffix(".html")
 
 
@@ -165,9 +164,13 @@ def _page(sheet: int, rows: Sequence[Sequence[str]]) -> bytes:
     # Two studies in one browser must not find each other's ratings.
     name = hashlib.sha256(items.encode()).hexdigest()[:16]
     # Nothing but digits goes from the page's script into the CSV: the lines come with the items. All texts are escaped.
-    return Template(PAGE.read_text()).substitute(
-        sheet=sheet, name=name, head=html.escape(_head()), low=LOW, high=HIGH, questions=questions, items=items
-    ).encode()
+    return (
+        Template(PAGE.read_text())
+        .substitute(
+            sheet=sheet, name=name, head=html.escape(_head()), low=LOW, high=HIGH, questions=questions, items=items
+        )
+        .encode()
+    )
 
 
 def _section(number: int, row: Sequence[str]) -> str:
@@ -339,8 +342,7 @@ def _mean(scores: np.ndarray, seed: int) -> dict:
     if not len(rated):
         return {"mean": None, "low": None, "high": None, "ratings": 0}
     means = np.nanmean(rated, axis=1)
-    draws = np.random.default_rng(seed).integers(len(means), size=(RESAMPLES, len(means)))
-    figures = (means.mean(), *np.quantile(means[draws].mean(axis=1), (0.025, 0.975)))
+    figures = (means.mean(), *interval(means, seed))
     named = zip(("mean", "low", "high"), figures, strict=True)
     return {name: round(float(figure), 4) for name, figure in named} | {"ratings": int((~np.isnan(rated)).sum())}
 

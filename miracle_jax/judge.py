@@ -13,8 +13,9 @@ Axis letters: N texts, D width of the encoder, A attributes, C classes.
 """
 
 import dataclasses
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
-from miracle_jax import config, dataset, hub, losses, pretrained, storage
+from miracle_jax import checkpoint, config, dataset, hub, losses, pretrained, storage
 from miracle_jax.attributes import Schema
 from miracle_jax.bert import Bert
 from miracle_jax.command_line import parse, split_words
@@ -174,16 +175,32 @@ class Judges:
         self.encoder = Encoder.of(self.facts["options"]["encoder"])
         file = folder / "judges.safetensors"
         tensors = {name: tensor.read() for name, tensor in hub.tensors_of(file).items()}
-        self._judges = {name: Judge(self.encoder, **part) for name, part in unflatten_dict(tensors, sep=".").items()}
+        parts = unflatten_dict(tensors, sep=".")
+        self._judges = {name: Judge(self.encoder, **part) for name, part in parts.items()}
+        self.fingerprint = checkpoint.fingerprint((self.encoder.params, parts))[:16]
+        self.accuracy = {name: fact["accuracy"] for name, fact in self.facts["judges"].items()}
+        trained = "with a head" if self.facts["options"]["frozen"] else "fine-tuned"
+        self.about = f"{self.facts['options']['encoder']}, {trained} (accuracy by {self.facts['measured_by']})"
 
     def attributes(self, replies: Sequence[str]) -> dict[str, np.ndarray]:
         """For every attribute the probability of its aspects, (N, C)."""
         rows = self.encoder.replies(replies)
         return {name: self._judges[name](rows) for name in self.schema.names}
 
+    def overlap(self, replies: Iterable[str]) -> tuple[int, int]:
+        """Of the different replies that the judges of attributes learned from, how many are among these, and how many
+        there are."""
+        learned = set(self.facts["learned_from"])
+        return len(learned & set(map(text_key, replies))), len(learned)
+
     def consistency(self, contexts: Sequence[Context], replies: Sequence[str]) -> np.ndarray:
         """(N,) the probability that a reply belongs to its context."""
         return self._judges[CONSISTENCY](self.encoder.contexts(contexts), self.encoder.replies(replies))[:, 1]
+
+
+def text_key(text: str) -> str:
+    """By which a text is known again, blanks at its ends and case aside."""
+    return hashlib.sha256(text.strip().lower().encode()).hexdigest()[:16]
 
 
 def learn(encoder: Encoder, texts: Sequence[Rows], labels: np.ndarray, classes: int, options: Options) -> Judge:
@@ -294,7 +311,11 @@ def train(out: str, options: Options) -> dict:
         schema.save(folder / "schema.toml")
         options = dataclasses.replace(options, encoder=hub.absolute(options.encoder))
         measured = "validation files" if data["validation"] else "five-fold cross-validation"
-        about = {"options": dataclasses.asdict(options), "measured_by": measured, "judges": facts}
+        learned_from = {text_key(i.replies[-1]) for i in data["train"] if max(i.labels) >= 0}
+        about = {
+            "options": dataclasses.asdict(options), "measured_by": measured, "judges": facts,
+            "learned_from": sorted(learned_from),
+        }  # fmt: skip
         (folder / "judges.json").write_text(json.dumps(about, indent=2))
     return facts
 

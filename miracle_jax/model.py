@@ -9,7 +9,6 @@ Path of a batch: contexts -> prior encoder -> z(T) -> ODE down the energy -> z(0
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -310,10 +309,8 @@ class Model:
 
     def fingerprint(self) -> str:
         """Changes with every parameter."""
-        content = hashlib.sha256()
-        for leaf in jax.tree.leaves((nnx.state(self.miracle), {name: nnx.state(h) for name, h in self.heads.items()})):
-            content.update(np.asarray(leaf).tobytes())
-        return content.hexdigest()
+        heads = {name: nnx.state(heads) for name, heads in self.heads.items()}
+        return checkpoint.fingerprint((nnx.state(self.miracle), heads))
 
 
 def turns(context: Context) -> tuple[list[str], list[str]]:

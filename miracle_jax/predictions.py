@@ -1,15 +1,21 @@
-"""Replies of any system to a test set: JSONL as `python -m miracle_jax.generate --data ... --out` writes it.
+"""Replies of any system to a test set, one JSON object a line.
 
-A line has `id`, `input` (M questions), `output` (M - 1 replies, or M, of which the last is not read), `personality`
-(the wanted aspects by name) and `reply`; what else it has is not read.
+    {"id": "17", "reply": "By the river, as ever.", "personality": "lyrical, optimistic, emotional"}
+
+`id` is that of the instance in the test set, or its number there, from 0, where it has none. `personality` is what the
+reply was asked to show; where it is empty or missing, the reply is the system's answer whatever is wanted. A line may
+also have `input` (M questions) and `output` (M - 1 replies, or M, of which the last is not read): then they must be
+those of the instance. What else it has is not read. `python -m miracle_jax.generate --data ... --out` writes such
+lines.
 """
 
 import codecs
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from miracle_jax import dataset, storage
+from miracle_jax.attributes import Schema
 from miracle_jax.errors import SHOWN, UserError, first_line, refuse
 
 
@@ -21,22 +27,64 @@ class Prediction:
     """file:line."""
     id: str
     context: str
+    """The turns up to the last question, a line each; empty where the line has none."""
     personality: str
     reply: str
 
 
-def read_systems(named: Sequence[str]) -> dict[str, dict[str, Prediction]]:
-    """`name=FILE.jsonl` each -> {name: {id: prediction}}. Raises UserError with all problems of all files."""
-    if not named:
-        raise UserError("name the replies of every system with --predictions NAME=FILE.jsonl ...")
-    systems, problems = {}, []
+def named_files(named: Sequence[str]) -> dict[str, str]:
+    """`name=FILE.jsonl` each -> {name: file}."""
+    files = {}
     for argument in named:
         name, _, path = argument.partition("=")
         if not name.strip() or not path or not dataset.is_unicode(name):
             raise UserError(f"--predictions {argument!r} is not of the form NAME=FILE.jsonl")
-        if name in systems:
+        if name in files:
             raise UserError(f"--predictions names {name!r} twice; give every system a name of its own")
-        systems[name], wrong = _predictions(path)
+        files[name] = path
+    return files
+
+
+def read_answers(path: str, tasks: Sequence[dict], ids: Sequence[str], schema: Schema) -> list[str]:
+    """The reply to every task, from a file that may have more.
+
+    Args:
+      tasks: as `generate.task_of` gives them.
+      ids: of all instances of the test set, also those that are no task.
+    Raises UserError with the ids that are missing or unknown, and what else does not agree.
+    """
+
+    def check(prediction):
+        return replace(prediction, personality=schema.describe(schema.parse(prediction.personality)))
+
+    found, problems = _read(path, ("id", "reply"), check, lambda p: (p.id, p.personality))
+    refuse(problems, f"{path} is no file of replies; mend it")
+    known = set(ids)
+    unknown = [i for i in dict.fromkeys(prediction.id for prediction in found.values()) if i not in known]
+    if unknown:
+        problems.append(f"the test set has no instance {_listed(unknown)}")
+    replies, missing = [], []
+    for task in tasks:
+        prediction = found.get((task["id"], task["personality"])) or found.get((task["id"], ""))
+        replies.append(prediction.reply if prediction else "")
+        if prediction is None:
+            missing.append(f"{task['id']} ({task['personality']})")
+        elif prediction.context and prediction.context != _context(task):
+            problems.append(f"{prediction.where}: id {task['id']!r} has another context than in the test set")
+    if missing:
+        problems.append(f"there is no reply to {_listed(missing)}")
+    refuse(problems, f"{path} does not answer this test set")
+    return replies
+
+
+def read_systems(named: Sequence[str]) -> dict[str, dict[str, Prediction]]:
+    """`name=FILE.jsonl` each -> {name: {id: prediction}}, where every line has its context and personality. Raises
+    UserError with all problems of all files."""
+    if not named:
+        raise UserError("name the replies of every system with --predictions NAME=FILE.jsonl ...")
+    systems, problems = {}, []
+    for name, path in named_files(named).items():
+        systems[name], wrong = _read(path, ("id", "personality", "reply", "input", "output"), _said, lambda p: p.id)
         problems += wrong
     refuse(problems, "the files of --predictions are not as generate --data ... --out writes them; mend them")
     first, *others = systems.items()
@@ -45,48 +93,61 @@ def read_systems(named: Sequence[str]) -> dict[str, dict[str, Prediction]]:
     return systems
 
 
-def _predictions(path: str) -> tuple[dict[str, Prediction], list[str]]:
-    """The replies in a file by id, and what is wrong with the file."""
+def _said(prediction: Prediction) -> Prediction:
+    if not prediction.personality.strip():
+        raise UserError("'personality' is empty; expected a text")
+    return prediction
+
+
+def _read(
+    path: str, needed: Sequence[str], check: Callable[[Prediction], Prediction], key: Callable[[Prediction], object]
+) -> tuple[dict, list[str]]:
+    """The lines of a file by their key, and what is wrong with the file."""
     found, problems = {}, []
     for number, line in enumerate(storage.read(path).removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
         try:
-            prediction = _prediction(where, line)
+            prediction = check(_prediction(where, line, needed))
         except UserError as error:
             problems.append(f"{where}: {error}")
             continue
-        first = found.setdefault(prediction.id, prediction)
+        first = found.setdefault(key(prediction), prediction)
         if first is not prediction:
             known = f"id {first.id!r} is at {first.where} already"
-            problems.append(f"{where}: {known}; expected one reply an id, so not --personality all")
+            if isinstance(key(prediction), tuple):
+                problems.append(f"{where}: {known}, with the same personality; expected one reply for each")
+            else:
+                problems.append(f"{where}: {known}; expected one reply an id, so not --personality all")
     if not found and not problems:
         problems = [f"{path}:1: there is no reply; expected one JSON object a line"]
     return found, problems
 
 
-def _prediction(where: str, line: bytes) -> Prediction:
+def _prediction(where: str, line: bytes, needed: Sequence[str]) -> Prediction:
     try:
         record = json.loads(line.decode())
     except (ValueError, RecursionError) as error:
         raise UserError(f"invalid JSON: {first_line(error)}; expected one JSON object a line, in UTF-8") from None
     if not isinstance(record, dict):
-        raise UserError("this is no object; expected a JSON object with id, input, output, personality and reply")
+        raise UserError(f"this is no object; expected a JSON object with {', '.join(needed)}")
     for name in ("id", "personality", "reply"):
-        if not isinstance(record.get(name), str):
+        if not isinstance(record.get(name, "" if name not in needed else None), str):
             raise UserError(f"{name!r} is missing or not a text")
-    for name in ("id", "personality"):
-        if not record[name].strip():
-            raise UserError(f"{name!r} is empty; expected a text")
-    for name in ("input", "output"):
-        turns = record.get(name)
-        if not isinstance(turns, list) or not all(isinstance(turn, str) for turn in turns):
-            raise UserError(f"{name!r} is missing or not a list of texts")
-    asked, replied = len(record["input"]), len(record["output"])
-    if not asked or asked - replied not in (0, 1):
-        raise UserError(f"'input' has {asked} turns and 'output' {replied}; expected as many, or one reply fewer")
-    texts = (record["id"], _context(record), record["personality"], record["reply"])
+    if not record["id"].strip():
+        raise UserError("'id' is empty; expected a text")
+    context = ""
+    if "input" in needed or "input" in record:
+        for name in ("input", "output"):
+            turns = record.get(name)
+            if not isinstance(turns, list) or not all(isinstance(turn, str) for turn in turns):
+                raise UserError(f"{name!r} is missing or not a list of texts")
+        asked, replied = len(record["input"]), len(record["output"])
+        if not asked or asked - replied not in (0, 1):
+            raise UserError(f"'input' has {asked} turns and 'output' {replied}; expected as many, or one reply fewer")
+        context = _context(record)
+    texts = (record["id"], context, record.get("personality", ""), record["reply"])
     if not dataset.is_unicode("".join(texts)):
         raise UserError(f"a text has {dataset.NOT_UNICODE}")
     return Prediction(where, *texts)
@@ -108,10 +169,13 @@ def _differences(
         (other_name, name, [i for i in other if i not in system]),
     ):
         if ids:
-            named = ", ".join(map(repr, ids[:SHOWN])) + ", ..." * (len(ids) > SHOWN)
-            yield f"{fewer} does not answer {len(ids)} of the ids of {more}: {named}"
+            yield f"{fewer} does not answer {len(ids)} of the ids of {more}: {_listed(list(map(repr, ids)))}"
     for instance in (i for i in system if i in other):
         one, two = system[instance], other[instance]
         for what in ("context", "personality"):
             if getattr(one, what) != getattr(two, what):
                 yield f"{two.where}: id {instance!r} has another {what} than at {one.where}"
+
+
+def _listed(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:SHOWN]) + f" and {len(ids) - SHOWN} more" * (len(ids) > SHOWN)

@@ -159,10 +159,13 @@ def test_the_card_tells_the_data_the_figures_and_how_to_use_it(tiny_run, exports
 
 def test_the_card_has_the_figures_of_the_evaluation_and_the_names_of_the_backbones(tiny_run, tmp_path):
     run = runs.write(tmp_path / "run", tiny_run.workdir, data={"train": ()}, encoder={"pretrained": "some/bert"})
-    mean = {"judge": 0.9, "gold": 0.83, "with_energy": 0.876, "without_energy": 0.5}
-    (run / "evaluation.json").write_text(json.dumps({"mean": mean}))
+    means = {"run": 0.876, "run w/o energy": 0.5, "references": 0.83}
+    systems = {name: {"paper": {"personalization": {"mean": mean}}} for name, mean in means.items()}
+    (run / "evaluation").mkdir()
+    report = {"setup": {"judges": "of words"}, "systems": systems}
+    (run / "evaluation" / "report.json").write_text(json.dumps(report))
     card = (exported(run, tmp_path / "out") / "README.md").read_text()
-    assert "87.6% with the energy, 50.0% without, 83.0% on the references" in card
+    assert "judges: of words): run 87.6%, run w/o energy 50.0%, references 83.0%\n" in card
     assert "- encoder from: some/bert\n" in card and "- decoder from: see config.json\n" in card
     assert "- data: the bundled corpus (Miracle-Mini, CC0 1.0)\n" in card
     assert not config.load_run(tmp_path / "out").encoder.pretrained  # nothing is looked for

@@ -9,17 +9,13 @@ import re
 import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
 
-import checkpoints
 import micro
-import parity
 import pytest
 from flax import nnx
 
-from miracle_jax import config, dataset, evaluate, generate, judge
+from miracle_jax import dataset, evaluate, generate
 from miracle_jax.attributes import Attribute, Schema
-from miracle_jax.errors import UserError
 
 ALL = [", ".join(aspects) for aspects in itertools.product(
     ("plain", "lyrical"), ("pessimistic", "optimistic"), ("emotional", "critical")
@@ -444,9 +440,7 @@ def test_words_come_before_flags(tiny_run, capsys):
     message = fails(generate.main, capsys, tiny_run.workdir, "--seed", 1, RIVER)
     assert message == f"{RIVER!r} {first}.generate WORKDIR [QUESTION [REPLY QUESTION ...]]"
     message = fails(evaluate.main, capsys, tiny_run.workdir, "--seed", 1, "word")
-    assert message == f"'word' {first}.evaluate WORKDIR"
-    message = fails(evaluate.main, capsys, tiny_run.workdir, "word", "--seed", 1)
-    assert message == "'word' is not understood: after the folder of the run come flags; --help lists them"
+    assert message == f"'word' {first}.evaluate WORKDIR [WORKDIR ...]"
     for main in (generate.main, evaluate.main):
         with pytest.raises(SystemExit) as stop:
             main([str(tiny_run.workdir), "--sed", "1", "word"])
@@ -490,160 +484,9 @@ def test_the_bundled_test_set_is_not_for_other_attributes(tiny_run, tiny_model, 
 
 @pytest.mark.parametrize("main", [generate.main, evaluate.main])
 def test_a_folder_without_a_finished_run_is_one_sentence(tiny_run, tmp_path, capsys, main):
-    assert "give the folder of a finished run first" in fails(main, capsys)
-    assert "give the folder of a finished run first" in fails(main, capsys, "--seed", 1)
+    first = {generate: "give the folder of a finished run first", evaluate: "name finished runs first, or replies with"}
+    for arguments in ([], ["--seed", 1]):
+        assert fails(main, capsys, *arguments).startswith(first[sys.modules[main.__module__]])
     assert f"{tmp_path} holds no run (no config.json)" in fails(main, capsys, tmp_path)
     shutil.copy(tiny_run.workdir / "config.json", tmp_path)
     assert f"{tmp_path} is not finished (no model.json)" in fails(main, capsys, tmp_path)
-
-
-# ------------------------------------------------------------------------------------------------ evaluation
-
-
-@pytest.fixture
-def labelled(tmp_path):
-    """Two contexts of each personality with a reference that shows its language style."""
-    records = []
-    for number, tag in enumerate(itertools.product((0, 1), repeat=3)):
-        for i in (number, number + 1):
-            records.append(micro.dialogue(i, micro.REPLIES["language_style"][tag[0]], list(tag)))
-    return micro.write_lines(tmp_path / "labelled.jsonl", records)
-
-
-@pytest.fixture
-def evaluated(tiny_run, tiny_model, tmp_path, monkeypatch):
-    """A folder to evaluate that other tests do not look into."""
-    monkeypatch.setattr(evaluate, "load", lambda workdir: tiny_model)
-    (tmp_path / "run").mkdir()
-    shutil.copy(tiny_run.workdir / "config.json", tmp_path / "run")
-    return tmp_path / "run"
-
-
-def test_evaluation_judges_replies_with_and_without_the_energy(evaluated, tiny_model, labelled, capsys):
-    evaluate.main([str(evaluated), "--data", labelled, "--per-personality", "1"])
-    path = evaluated / "evaluation.json"
-    result = json.loads(path.read_text())
-    out = capsys.readouterr().out
-    assert out.startswith("accuracy in percent on 8 contexts, 8 personalities:") and f"figures: {path}" in out
-    assert result["contexts"] == result["personalities"] == len(result["replies"]) == 8 and result["not_ok"] == 0
-    assert list(result["attributes"]) == list(micro.REPLIES)
-    sources = {"judge", "gold", "with_energy", "without_energy"}
-    for scores in (*result["attributes"].values(), result["mean"]):
-        assert set(scores) == sources and all(0 <= score <= 1 for score in scores.values())
-    style = result["attributes"]["language_style"]
-    assert style["judge"] == 1.0 and style["gold"] == 1.0  # the corpus is easy
-    for source in sources:
-        figures = [scores[source] for scores in result["attributes"].values()]
-        assert result["mean"][source] == pytest.approx(sum(figures) / 3)
-    assert [reply["personality"] for reply in result["replies"]] == ALL
-    chosen = evaluate.choose(dataset.read_files([(None, labelled)], tiny_model.schema), 1, seed=0)
-    contexts = [{"input": instance.questions, "output": instance.replies} for instance in chosen]
-    for name, texts in {
-        "question": [instance.questions[-1] for instance in chosen],
-        "gold": [instance.replies[-1] for instance in chosen],
-        "with_energy": [reply.text for reply in tiny_model.replies(contexts, ALL)],
-        "without_energy": [reply.text for reply in tiny_model.replies(contexts)],
-    }.items():
-        assert [reply[name] for reply in result["replies"]] == texts
-    assert any(reply["with_energy"] != reply["without_energy"] for reply in result["replies"])
-
-
-def test_evaluation_has_the_other_columns_of_table_1(evaluated, tiny_model, labelled, tmp_path, capsys):
-    encoder = checkpoints.write(tmp_path / "bert", parity.load("bert_gelu"), roles=checkpoints.BERT_ROLES)
-    model = checkpoints.write(tmp_path / "lm", parity.load("llama_grouped"))
-    data = tiny_model.config.data
-    options = judge.Options(
-        encoder=str(encoder), train=data.train, validation=data.validation, pairs=data.train,
-        pairs_validation=data.validation, epochs=1,
-    )  # fmt: skip
-    judge.train(str(tmp_path / "judges"), options)
-    evaluate.main([
-        str(evaluated), "--data", labelled, "--per-personality", "1", "--judges", str(tmp_path / "judges"),
-        "--language-model", str(model),
-    ])  # fmt: skip
-    result = json.loads((evaluated / "evaluation.json").read_text())
-    columns = {*micro.REPLIES, "bleu", "rouge", "nli", "ppl", "distinct", "self_bleu"}
-    for source in ("gold", "with_energy", "without_energy"):
-        for block in ("paper", "released"):
-            found = result["scores"][source][block]
-            assert set(found) == columns
-            shares = {name: value for name, value in found.items() if name != "ppl"}
-            assert {n: v for n, v in shares.items() if not 0 <= v <= 1 + 1e-9} == {}
-            assert found["ppl"] > 1
-    assert result["scores"]["gold"]["paper"]["bleu"] == pytest.approx(1)
-    table = capsys.readouterr().out.partition("in percent, except PPL:\n\n")[2].splitlines()
-    assert table[0].split()[-6:] == ["BLEU", "ROUGE", "NLI", "PPL", "Distinct", "sBLEU"]
-    assert table[1].split()[0] == "gold" and "100.0" in table[1] and table[4].startswith("the judge's own")
-
-
-def test_evaluation_refuses_judges_of_other_attributes(evaluated, labelled, monkeypatch, capsys):
-    schema = Schema((Attribute("mood", ("a", "b")),))
-    monkeypatch.setattr(evaluate, "Judges", lambda folder: SimpleNamespace(schema=schema))
-    message = fails(evaluate.main, capsys, evaluated, "--data", labelled, "--judges", "mine")
-    assert message.startswith("the judges in mine are of mood, this run of language_style, ")
-
-
-def test_evaluation_says_how_many_latents_failed(evaluated, labelled, capsys):
-    evaluate.main([str(evaluated), "--data", labelled, "--per-personality", "1", "--sample.max-steps", "1"])
-    assert json.loads((evaluated / "evaluation.json").read_text())["not_ok"] == 8
-    assert "8 latents are not ok" in capsys.readouterr().out
-
-
-def test_the_choice_of_contexts_is_even_and_seeded(tiny_model, labelled):
-    instances = dataset.read_files([(None, labelled)], tiny_model.schema)
-    chosen = evaluate.choose(instances, 1, seed=0)
-    assert [instance.labels for instance in chosen] == tiny_model.schema.personalities()
-    assert chosen == evaluate.choose(instances, 1, seed=0)
-    assert any(chosen != evaluate.choose(instances, 1, seed=seed) for seed in range(1, 5))
-    assert evaluate.choose(instances, 20, seed=0) == sorted(instances, key=lambda instance: instance.labels)
-
-
-def test_evaluation_needs_lines_that_are_labelled_throughout(evaluated, tmp_path, capsys):
-    half = micro.write_lines(tmp_path / "half.jsonl", [micro.dialogue(0, "I saw the {}.", [0, None, None])])
-    message = fails(evaluate.main, capsys, evaluated, "--data", half)
-    assert message == "no line of the data is labelled for every attribute; control accuracy needs such lines"
-    assert "at least 1" in fails(evaluate.main, capsys, evaluated, "--per-personality", 0)
-
-
-def test_evaluation_takes_a_file_of_one_attribute_for_what_it_is(evaluated, tmp_path, capsys):
-    one = micro.write_lines(tmp_path / "one.jsonl", [micro.dialogue(0, "The {} is lost again.", "pessimistic")])
-    message = fails(evaluate.main, capsys, evaluated, "--data", f"attitude={one}")
-    assert message == "no line of the data is labelled for every attribute; control accuracy needs such lines"
-    assert fails(evaluate.main, capsys, evaluated, "--data", f"mood={one}").startswith("unknown attribute 'mood'")
-
-
-def test_a_run_on_frozen_tokens_is_judged_by_files_that_are_named(evaluated, tiny_model, labelled, monkeypatch, capsys):
-    data = tiny_model.config.data
-    frozen = with_data(tiny_model, train=(), validation=(), frozen="data.npz")
-    monkeypatch.setattr(evaluate, "load", lambda workdir: frozen)
-    arguments = [evaluated, "--data", labelled, "--per-personality", 1]
-    train, validation = ["--train", *data.train], ["--validation", *data.validation]
-    for named in ([], train, validation):
-        assert fails(evaluate.main, capsys, *arguments, *named) == (
-            "this run learned from tokens (data.npz), but the judge learns from text; name its files with "
-            "--train language_style=FILE.jsonl ... --validation language_style=FILE.jsonl ..."
-        )
-    evaluate.main(list(map(str, [*arguments, *train, *validation])))
-    result = json.loads((evaluated / "evaluation.json").read_text())
-    assert result["contexts"] == 8 and result["attributes"]["language_style"]["judge"] == 1.0
-
-
-def test_the_judge_learns_from_the_files_that_are_named_else_from_the_runs(tiny_model, tmp_path):
-    def judged(data, **named):
-        return [len(found) for found in evaluate.judged_by(data, evaluate.Options(**named), tiny_model.schema)]
-
-    data = tiny_model.config.data
-    assert judged(data) == [72, 24] and judged(config.Data()) == [5832, 480]
-    assert judged(data, train=data.train[:1]) == [24, 24] and judged(data, validation=data.validation[:2]) == [72, 16]
-    with pytest.raises(UserError, match="^--train is given but --validation is not; name the files that the judge is"):
-        judged(config.Data(), train=data.train)
-
-
-@pytest.mark.parametrize("flag", ["--data", "--train", "--validation"])
-def test_malformed_lines_are_no_matter_of_a_flag_that_evaluation_lacks(
-    evaluated, tiny_model, labelled, tmp_path, capsys, flag
-):
-    bad = tmp_path / "bad.jsonl"
-    bad.write_text("{\n")
-    message = fails(evaluate.main, capsys, evaluated, *(["--data", labelled] if flag != "--data" else []), flag, bad)
-    assert f"{bad}:1: invalid JSON" in message and "--data.on-error" not in message

@@ -1,0 +1,246 @@
+"""What is compared: systems that answer a test set, be they runs of ours in several variants or files of replies.
+
+Axis letters: N replies, A attributes.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from miracle_jax import config, dataset, env, generate, storage
+from miracle_jax.attributes import UNKNOWN, Schema
+from miracle_jax.errors import UserError
+from miracle_jax.model import Model
+from miracle_jax.predictions import read_answers
+from miracle_jax.scores import Scores
+
+REFERENCES = "references"
+"""The system that is the test set's own replies."""
+WEIGHTS = (0.0, 0.5, 1.0, 2.0, 4.0, 16.0, 64.0, 128.0)
+"""Of the energy, in the curve of its strength. The released code's slip amounts to 128 (its batch size)."""
+DRAWS = (1, 2, 4, 8, 16)
+"""Latents a context, of which the one of lowest energy speaks, in that curve."""
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """The contexts to answer, and what is wanted of the replies."""
+
+    __test__ = False  # pytest would take it for a test
+
+    schema: Schema
+    ids: tuple[str, ...]
+    """Of all instances of the file."""
+    chosen: dict[str, dataset.Instance]
+    """By id."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N, A) aspect ids, -1 where unknown."""
+        return np.array([instance.labels for instance in self.chosen.values()])
+
+    def tasks(self, wanted: np.ndarray, ids: Sequence[str]) -> list[dict]:
+        """A task an id, with the wanted aspects (N, A) as its personality."""
+        return [
+            generate.task_of(0, dataclasses.replace(self.chosen[i], id=i), self.schema.describe(row))
+            for i, row in zip(ids, wanted.tolist(), strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way in which a run answers."""
+
+    name: str
+    sample: config.Sample
+    samples: int = 1
+    asked: tuple[bool, ...] = ()
+    """Which attributes are controlled."""
+    judged: tuple[bool, ...] = ()
+    """Which attributes count."""
+    strength: tuple[str, float] | None = None
+    """Its place in a curve: ("lambda", 4.0)."""
+
+
+@dataclass
+class System:
+    """Replies to a test set, and what is known of how they came about."""
+
+    name: str
+    replies: list[str]
+    """To every chosen instance, with its own labels."""
+    wanted: np.ndarray
+    """(N, A) aspect ids that count, -1 for none."""
+    everything: list[str] | None = None
+    """To every instance with every personality, the personalities of an instance together."""
+    facts: dict = field(default_factory=dict)
+    strength: tuple[str, float] | None = None
+    scores: Scores | None = None
+    counterfactual: np.ndarray | None = None
+    """(instances, personalities, A), as `scores.accuracy`."""
+
+
+def read_test_set(data: str, schema: Schema, per_personality: int, seed: int) -> TestSet:
+    """The labelled instances of a file, as `choose` chooses them. data: as `dataset.labelled_source` reads it."""
+    instances = dataset.read_files(dataset.labelled_source(data, schema), schema)
+    ids = [instance.id or str(number) for number, instance in enumerate(instances)]
+    if repeated := sorted({i for i in ids if ids.count(i) > 1} if len(set(ids)) < len(ids) else ()):
+        raise UserError(f"{data} has several instances with the id {', '.join(repeated[:20])}; number them anew")
+    numbered = dict(zip(ids, instances, strict=True))
+    return TestSet(schema, tuple(ids), choose(numbered, per_personality, seed))
+
+
+def choose(instances: Mapping[str, dataset.Instance], per_personality: int, seed: int) -> dict[str, dataset.Instance]:
+    """At most `per_personality` labelled instances of every personality, drawn with `seed`; all of them where it is 0.
+    The personalities of the schema come in its order."""
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for i, instance in instances.items():
+        if max(instance.labels) >= 0:
+            groups.setdefault(tuple(instance.labels), []).append(i)
+    if not groups:
+        raise UserError("no line of the data is labelled; control needs lines that say which aspects are wanted")
+    if not per_personality:
+        return {i: instances[i] for i in itertools.chain(*(groups[labels] for labels in sorted(groups)))}
+    generator, chosen = np.random.default_rng(seed), []
+    for labels in sorted(groups):
+        order = generator.permutation(len(groups[labels]))[:per_personality]
+        chosen += [groups[labels][i] for i in sorted(order)]
+    return {i: instances[i] for i in chosen}
+
+
+def variants_of(kind: str, name: str, sample: config.Sample, schema: Schema) -> list[Variant]:
+    """The variants of a run. The first is the run as it is, but in the curve of its strength, which has it too."""
+    number = len(schema.names)
+    everything, nothing = (True,) * number, (False,) * number
+    whole = Variant(name, sample, 1, everything, everything)
+    if kind == "energy":
+        return [whole, Variant(f"{name} w/o energy", sample, 1, nothing, everything)]
+    if kind == "attributes":
+        alone = [tuple(i == a for i in range(number)) for a in range(number)]
+        short = schema.short_names
+        return [whole] + [Variant(f"{name}: {short[a]}", sample, 1, mask, mask) for a, mask in enumerate(alone)]
+    if kind == "strength":
+        weights = [
+            Variant(
+                f"{name}, lambda {weight:g}", dataclasses.replace(sample, weight=weight), 1, everything, everything,
+                ("lambda", weight),
+            )
+            for weight in WEIGHTS
+        ]  # fmt: skip
+        drawn = dataclasses.replace(sample, start="draw")
+        draws = [
+            Variant(f"{name}, K {number}", drawn, number, everything, everything, ("K", number)) for number in DRAWS
+        ]
+        return [whole, *weights, *draws]
+    return [whole]
+
+
+def answer(
+    model: Model, variant: Variant, test: TestSet, decode: config.Decode, counterfactual: bool, seed: int, folder: Path
+) -> System:
+    """The variant's replies; those that are in `folder` already are taken from there."""
+    wanted = np.where(np.array(variant.judged), test.labels, UNKNOWN)
+    own = test.tasks(np.where(np.array(variant.asked), test.labels, UNKNOWN), list(test.chosen))
+    every = []
+    if counterfactual:
+        ids, rows = everything(test)
+        every = test.tasks(np.where(np.array(variant.asked), rows, UNKNOWN), ids)
+    tasks = list({(task["id"], task["personality"]): task for task in own + every}.values())
+    asked = generate.Options(
+        personality="labelled", samples=variant.samples, seed=seed, sample=variant.sample, decode=decode
+    )
+    path = folder / f"{_slug(variant.name)}-{generate.digest(model, tasks, asked, {})}.jsonl"
+    timing = path.with_suffix(".json")
+    if not path.exists():
+        with _stopwatch() as clock:
+            written = generate.write_file(model, tasks, dataclasses.replace(asked, out=str(path)), {})
+        with storage.replacing(timing) as file:
+            file.write(json.dumps(clock | {"replies": written, "on": hardware()}).encode())
+    not_ok = sum(not json.loads(line)["ok"] for line in path.read_bytes().splitlines())
+    facts = {"replies": len(tasks), "not_ok": not_ok}
+    if timing.exists():
+        known = json.loads(timing.read_bytes())
+        if known["replies"]:
+            rate = 1000 * known["seconds"] / known["replies"]
+            facts |= {"seconds_per_1000": rate, "answered": known["replies"], "answered_on": known["on"]}
+    replies = read_answers(str(path), own, test.ids, test.schema)
+    to_every = read_answers(str(path), every, test.ids, test.schema) if every else None
+    return System(variant.name, replies, wanted, to_every, facts, variant.strength)
+
+
+def read(name: str, path: str, test: TestSet, counterfactual: bool) -> System:
+    """A system whose replies are in a file."""
+    replies = read_answers(path, test.tasks(test.labels, list(test.chosen)), test.ids, test.schema)
+    every = None
+    if counterfactual:
+        ids, rows = everything(test)
+        try:
+            every = read_answers(path, test.tasks(rows, ids), test.ids, test.schema)
+        except UserError:
+            print(f"{name} does not answer with every personality; it has no counterfactual figures", file=sys.stderr)
+    return System(name, replies, test.labels, every)
+
+
+def everything(test: TestSet) -> tuple[list[str], np.ndarray]:
+    """Every instance with every personality: ids and aspects (N x personalities, A)."""
+    personalities = test.schema.personalities()
+    ids = [i for i in test.chosen for _ in personalities]
+    return ids, np.array(personalities * len(test.chosen))
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.=+]+", "-", name)
+
+
+@contextlib.contextmanager
+def _stopwatch():
+    """A dict that has, after the block, its "seconds" without compilation, and "compilation" in seconds."""
+    clock, compilations = {}, []
+
+    def listen(name, seconds, **_):
+        # Tracing is left out: traces contain each other, and their seconds would count twice.
+        if name.endswith(("backend_compile_duration", "jaxpr_to_mlir_module_duration")):
+            compilations.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    began = time.perf_counter()
+    try:
+        yield clock
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+        clock["compilation"] = sum(compilations)
+        clock["seconds"] = time.perf_counter() - began - clock["compilation"]
+
+
+def hardware() -> str:
+    """What replies and scores are computed on."""
+    devices = jax.local_devices()
+    if devices[0].platform == "cpu":
+        return env.cpu()
+    return f"{len(devices)} x {devices[0].device_kind}"
+
+
+def training_seconds(workdir: Path) -> float | None:
+    """How long stage 1 took, validation and pauses aside, as the run's metrics.jsonl has it; None where it says
+    nothing."""
+    path = workdir / "metrics.jsonl"
+    if not path.exists():
+        return None
+    batch_size = config.load_run(workdir).train.batch_size
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = [row for row in rows if row["split"] == "train"]
+    before = [0, *(row["step"] for row in rows)]
+    return sum(
+        (row["step"] - start) * batch_size / row["examples_per_second"]
+        for start, row in zip(before, rows, strict=False)
+    )
