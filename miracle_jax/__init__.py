@@ -35,9 +35,15 @@ The files, in the order in which a sentence travels:
     metrics.py       BLEU, ROUGE, Distinct and self-BLEU
     fluency.py       perplexity under another language model
     judge.py         text classifiers of replies                        python -m miracle_jax.judge
+    word_judges.py   such classifiers that need no checkpoint
     scores.py        all that is measured on replies
-    evaluate.py      control accuracy, and what it costs                python -m miracle_jax.evaluate
     predictions.py   replies of any system to a test set
+    systems.py       what is compared: runs in variants, files of replies
+    significance.py  how sure a figure is
+    tables.py        the report
+    evaluate.py      systems against each other                         python -m miracle_jax.evaluate
+    baseline.py      decoders without a latent, to be beaten            python -m miracle_jax.baseline
+    ablation.py      the model without its parts                        python -m miracle_jax.ablation
     human.py         sheets for annotators, and their scores            python -m miracle_jax.human
     export.py        models out                                         python -m miracle_jax.export
     convert.py       checkpoints of the paper's code in                 python -m miracle_jax.convert

@@ -98,24 +98,24 @@ def evaluate(runs: Mapping[str, str], options: Mapping[str, Options], out: Path)
     if judges is None:
         judges = WordJudges(*word_judges.read(data, schema, shared.train, shared.validation), schema)
 
-    found = []
-    for name, model in models.items():
-        seconds = systems.training_seconds(Path(runs[name]))
-        own = options[name]
-        for variant in systems.variants_of(own.variants, name, own.sample, schema):
-            system = systems.answer(
-                model, variant, test, own.decode, shared.counterfactual, shared.seed, out / "replies"
-            )
-            found.append(dataclasses.replace(system, facts=system.facts | {"training_seconds": seconds}))
-    models.clear()  # room for the models that score
-    found += [
-        systems.read(name, path, test, shared.counterfactual) for name, path in named_files(shared.predictions).items()
-    ]
-    references = [instance.replies[-1] for instance in test.chosen.values()]
-    found.append(System(REFERENCES, references, test.labels))
-    names = [system.name for system in found]
+    others = named_files(shared.predictions)
+    variants = {name: systems.variants_of(options[name].variants, name, options[name].sample, schema) for name in runs}
+    names = [variant.name for own in variants.values() for variant in own] + [*others, REFERENCES]
     if repeated := [name for i, name in enumerate(names) if name in names[:i]]:
         raise UserError(f"two systems are called {repeated[0]!r}; give every system a name of its own")
+    others = [systems.read(name, path, test, shared.counterfactual) for name, path in others.items()]
+
+    found = []
+    for name, model in models.items():
+        facts = {"training_seconds": systems.training_seconds(Path(runs[name]))}
+        for variant in variants[name]:
+            system = systems.answer(
+                model, variant, test, options[name].decode, shared.counterfactual, shared.seed, out / "replies"
+            )
+            found.append(dataclasses.replace(system, facts=system.facts | facts))
+    models.clear()  # room for the models that score
+    references = [instance.replies[-1] for instance in test.chosen.values()]
+    found += [*others, System(REFERENCES, references, test.labels)]
 
     kept = Kept(out / "scores")
     contexts = [(instance.questions, instance.replies[:-1]) for instance in test.chosen.values()]

@@ -91,7 +91,7 @@ class System:
 
 
 def read_test_set(data: str, schema: Schema, per_personality: int, seed: int) -> TestSet:
-    """The labelled instances of a file, as `choose` chooses them. data: as `dataset.labelled_source` reads it."""
+    """The instances of a file, as `choose` chooses them. data: as `dataset.labelled_source` reads it."""
     instances = dataset.read_files(dataset.labelled_source(data, schema), schema)
     ids = [instance.id or str(number) for number, instance in enumerate(instances)]
     if repeated := sorted({i for i in ids if ids.count(i) > 1} if len(set(ids)) < len(ids) else ()):
@@ -101,14 +101,11 @@ def read_test_set(data: str, schema: Schema, per_personality: int, seed: int) ->
 
 
 def choose(instances: Mapping[str, dataset.Instance], per_personality: int, seed: int) -> dict[str, dataset.Instance]:
-    """At most `per_personality` labelled instances of every personality, drawn with `seed`; all of them where it is 0.
-    The personalities of the schema come in its order."""
+    """At most `per_personality` instances of every personality, drawn with `seed`; all of them where it is 0. The
+    personalities come in the order of their ids."""
     groups: dict[tuple[int, ...], list[str]] = {}
     for i, instance in instances.items():
-        if max(instance.labels) >= 0:
-            groups.setdefault(tuple(instance.labels), []).append(i)
-    if not groups:
-        raise UserError("no line of the data is labelled; control needs lines that say which aspects are wanted")
+        groups.setdefault(tuple(instance.labels), []).append(i)
     if not per_personality:
         return {i: instances[i] for i in itertools.chain(*(groups[labels] for labels in sorted(groups)))}
     generator, chosen = np.random.default_rng(seed), []

@@ -215,9 +215,9 @@ def table(result: dict, block: str, bold: bool) -> list[list[str]]:
             cells.append(cell + DAGGER * bool(compared and compared["p"] is not None and compared["p"] < SIGNIFICANT))
         rows.append([system, *cells])
     own = result["setup"]["judges_accuracy"]
-    known = {AVERAGE: np.mean([own[name] for name in result["attributes"]])} | own | {"nli": own.get("consistency")}
-    if block == "paper":
-        rows.append(["the judges' own accuracy", *(_shown(name, known.get(name)) for name in names)])
+    measured = [own[name] for name in result["attributes"] if own[name] is not None]
+    known = {AVERAGE: np.mean(measured) if measured else None} | own | {"nli": own.get("consistency")}
+    rows.append(["the judges' own accuracy", *(_shown(name, known.get(name)) for name in names)])
     return rows
 
 

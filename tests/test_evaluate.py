@@ -348,20 +348,22 @@ def test_the_choice_of_contexts_is_even_and_seeded(tiny_model, labelled):
     assert any(drawn(1, 0) != drawn(1, seed) for seed in range(1, 5))
 
 
-def test_lines_without_labels_do_not_count_and_ids_are_unique(tiny_model, tmp_path, run, capsys):
-    records = [micro.dialogue(i, "I saw the {}.", tag) for i, tag in enumerate(([None, 1, None], None, [0, None, 1]))]
-    records = [{k: v for k, v in record.items() if v is not None} for record in records]
+def test_what_is_not_labelled_is_not_judged_and_ids_are_unique(tmp_path, run, capsys):
+    records = [micro.dialogue(i, "I saw the {}.", tag) for i, tag in enumerate(([None, 1, None], [0, None, 1]))]
     path = micro.write_lines(tmp_path / "partly.jsonl", records)
-    report = evaluated(run, "--data", path, out=tmp_path / "out")
-    assert report["setup"]["contexts"] == 2
-    assert [line["id"] for line in details(tmp_path / "out")] == ["0", "2"]
-    assert [line["systems"]["run"]["language_style"] is None for line in details(tmp_path / "out")] == [True, False]
-    for record in records:
-        record["id"] = "same"
-    path = micro.write_lines(tmp_path / "same.jsonl", records)
+    evaluated(run, "--data", path, out=tmp_path / "out")
+    found = [line["systems"]["run"] for line in details(tmp_path / "out")]
+    assert [[answer[name] is None for name in micro.REPLIES] for answer in found] == [
+        [True, False, True], [False, True, False]
+    ]  # fmt: skip
+    assert [answer["personality"] for answer in found] == ["optimistic", "plain, critical"]
+    capsys.readouterr()
+    path = micro.write_lines(tmp_path / "same.jsonl", [record | {"id": "same"} for record in records])
     assert fails(evaluate.main, capsys, run, "--data", path).endswith("instances with the id same; number them anew")
-    path = micro.write_lines(tmp_path / "no.jsonl", records[1:2])
-    assert fails(evaluate.main, capsys, run, "--data", path).startswith("no line of the data is labelled")
+    path = micro.write_lines(tmp_path / "none.jsonl", [{"input": ["Who?"], "output": ["I."], "tag": [None] * 3}])
+    assert "'tag' names no aspect" in fails(evaluate.main, capsys, run, "--data", path)
+    (tmp_path / "empty.jsonl").touch()
+    assert "empty.jsonl" in fails(evaluate.main, capsys, run, "--data", tmp_path / "empty.jsonl")
 
 
 def test_what_is_no_way_to_evaluate_is_one_sentence(run, labelled, tmp_path, capsys):
