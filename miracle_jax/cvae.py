@@ -18,14 +18,14 @@ from miracle_jax.layers import split_key
 
 
 class Outputs(NamedTuple):
-    """What one forward pass gives. Everything a loss needs, by name."""
+    """What one forward pass gives. Everything a loss needs, by name; None is what the model lacks."""
 
-    prior: Gaussian
+    prior: Gaussian | None
     posterior: Gaussian | None
     z: Float[Array, "B Z"]
     logits: Float[Array, "B S V"]
     """Scores of the token after each of `reply`'s tokens."""
-    attribute_logits: Float[Array, "B A N"]
+    attribute_logits: Float[Array, "B A N"] | None
 
 
 def compute_dtype(config: Config):

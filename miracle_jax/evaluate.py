@@ -107,12 +107,12 @@ def evaluate(runs: Mapping[str, str], options: Mapping[str, Options], out: Path)
 
     found = []
     for name, model in models.items():
-        facts = {"training_seconds": systems.training_seconds(Path(runs[name]))}
+        training = systems.training(Path(runs[name]))
         for variant in variants[name]:
             system = systems.answer(
                 model, variant, test, options[name].decode, shared.counterfactual, shared.seed, out / "replies"
             )
-            found.append(dataclasses.replace(system, facts=system.facts | facts))
+            found.append(dataclasses.replace(system, facts=system.facts | training))
     models.clear()  # room for the models that score
     references = [instance.replies[-1] for instance in test.chosen.values()]
     found += [*others, System(REFERENCES, references, test.labels)]

@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from miracle_jax import __version__, checkpoint, config, pretrained, storage, weights
+from miracle_jax import __version__, checkpoint, config, hub, pretrained, storage, weights
 from miracle_jax.attributes import Schema
 from miracle_jax.command_line import read_pair
 from miracle_jax.cvae import split
@@ -74,7 +74,7 @@ def export(workdir: str | Path, out: str, options: Options) -> None:
         if options.format == "safetensors":
             if options.parts == "all":
                 params["miracle"] = _write_folders(folder, stored, params["miracle"])
-            _save(folder / "miracle.safetensors", flatten_dict(params, sep="."))
+            (folder / "miracle.safetensors").write_bytes(hub.safetensors_bytes(flatten_dict(params, sep=".")))
             (folder / "model.json").write_text(json.dumps(facts, indent=2))
         else:
             checkpoint.save_model(folder, params, facts)
@@ -100,7 +100,7 @@ def write_released(stored: Stored, out: str, options: Options) -> None:
     tensors = weights.dump(weights.released(stored.run, len(stored.schema.sizes)), params)
     tensors["decoder.lm_head.weight"] = tensors["decoder.transformer.wte.weight"].copy()
     with storage.replacing(Path(out).expanduser()) as file:
-        file.write(_safetensors(tensors))
+        file.write(hub.safetensors_bytes(tensors))
 
 
 def _check_released_file(out: str) -> None:
@@ -117,7 +117,7 @@ def _write_folders(folder: Path, stored: Stored, params: dict) -> dict:
     def write(name, tokenizer, settings, tensors):
         shutil.copytree(folder / "tokenizers" / tokenizer, folder / name)
         (folder / name / "config.json").write_text(json.dumps(settings, indent=2))
-        _save(folder / name / "model.safetensors", tensors)
+        (folder / name / "model.safetensors").write_bytes(hub.safetensors_bytes(tensors))
 
     for name in {"prior", "posterior"} & params.keys():
         left[name] = {key: value for key, value in params[name].items() if key != "bert"}
@@ -208,17 +208,6 @@ def _attributes(schema: Schema) -> str:
 
 def _as(leaf, dtype: str) -> np.ndarray:
     return np.asarray(leaf).astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32)
-
-
-def _save(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    path.write_bytes(_safetensors(tensors))
-
-
-def _safetensors(tensors: dict[str, np.ndarray]) -> bytes:
-    import safetensors.numpy
-
-    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
-    return safetensors.numpy.save(tensors, metadata={"format": "pt"})
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -136,6 +136,14 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
     return _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
 
 
+def safetensors_bytes(tensors: dict[str, np.ndarray]) -> bytes:
+    """The content of a safetensors file, as transformers reads it too."""
+    import safetensors.numpy
+
+    tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    return safetensors.numpy.save(tensors, metadata={"format": "pt"})
+
+
 def _safetensors(path: Path) -> dict[str, Tensor]:
     import safetensors
 

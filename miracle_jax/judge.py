@@ -23,7 +23,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
@@ -307,7 +306,7 @@ def train(out: str, options: Options) -> dict:
 
         params = {name: {"head": j.head} | ({"bert": j.bert} if j.bert else {}) for name, j in judges.items()}
         tensors = {path: np.asarray(leaf) for path, leaf in flatten_dict(params, sep=".").items()}
-        (folder / "judges.safetensors").write_bytes(safetensors.numpy.save(tensors))
+        (folder / "judges.safetensors").write_bytes(hub.safetensors_bytes(tensors))
         schema.save(folder / "schema.toml")
         options = dataclasses.replace(options, encoder=hub.absolute(options.encoder))
         measured = "validation files" if data["validation"] else "five-fold cross-validation"

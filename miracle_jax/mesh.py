@@ -6,7 +6,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import Mesh as JaxMesh
 from jax.sharding import PartitionSpec as P
 
-from miracle_jax import config
+from miracle_jax import config, env
 from miracle_jax.errors import UserError
 
 BATCH_AXES = ("data", "fsdp")
@@ -19,6 +19,14 @@ def make(layout: config.Mesh) -> JaxMesh:
         raise UserError(f"mesh.fsdp {layout.fsdp} does not divide the number of devices, {devices}")
     # Auto axes: under explicit ones an embedding look-up with a sharded batch is refused.
     return jax.make_mesh((devices // layout.fsdp, layout.fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def hardware() -> str:
+    """What this process computes on: kind and number of its accelerators, or the CPU."""
+    devices = jax.local_devices()
+    if devices[0].platform == "cpu":
+        return env.cpu()
+    return f"{len(devices)} x {devices[0].device_kind}"
 
 
 def replicated(mesh: JaxMesh) -> NamedSharding:

@@ -96,7 +96,7 @@ def read_run(workdir: str | Path) -> Stored:
         params = checkpoint.load_model(workdir, expected, facts.get("dtype", "float32"))
     miracle = params["miracle"]
     if frozen:
-        nothing = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+        nothing = pretrained.zeros(lambda: Miracle(run, schema.sizes, nnx.Rngs(0)))
         miracle = join(miracle, split(run, pretrained.start_from(run, nothing)[0])[1])
     return Stored(run, schema, Tokenizers.load(workdir / "tokenizers"), facts, miracle, params["refit_heads"])
 

@@ -39,6 +39,7 @@ def prepare(config: Config, tokenizers: Tokenizers | None = None) -> Corpus:
     if config.data.frozen:
         corpus = examples.load_frozen(config.data.frozen)
         corpus.tokenizers.check(config)
+        _check_prompts(corpus, config)
         return corpus
     train_files, validation_files, schema = dataset.sources(config.data)
     if not validation_files:
@@ -61,6 +62,19 @@ def prepare(config: Config, tokenizers: Tokenizers | None = None) -> Corpus:
         validation=TokenisedDialogues(validation, tokenizers, limits, config.decoder),
         key=hashlib.sha256(key.encode()).hexdigest()[:20],
     )
+
+
+def _check_prompts(corpus: Corpus, config: Config) -> None:
+    """Raises UserError unless frozen tokens hold what the decoder sees of the contexts."""
+    lengths = np.concatenate([corpus.train.lengths, corpus.validation.lengths])[:, len(FIELDS) :]
+    limit = config.decoder.prompt_limit
+    if bool(lengths.size) != config.decoder.sees_context or lengths.max(initial=0) > limit:
+        held = f"prompts of up to {lengths.max()} tokens" if lengths.size else "no prompts"
+        raise UserError(
+            f"{config.data.frozen} holds {held}, but the decoder sees {limit} tokens of the context; freeze "
+            f"the data again with --decoder.sees-context {config.decoder.sees_context} --decoder.context-tokens "
+            f"{config.decoder.context_tokens}"
+        )
 
 
 def assign_buckets(lengths: np.ndarray, buckets: Sequence[Limits]) -> np.ndarray:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from miracle_jax import config, storage
@@ -134,6 +135,14 @@ class Report:
                 axes.legend()
         with storage.replacing(self.path.with_name("training.png")) as file:
             figure.savefig(file, format="png", dpi=120)
+
+
+def training_seconds(metrics: Path, batch_size: int) -> float:
+    """What the steps that a metrics.jsonl tells of took, also those before the run was resumed; without validations and
+    checkpoints."""
+    rows = [row for row in map(json.loads, metrics.read_text().splitlines()) if row["split"] == "train"]
+    steps = np.diff([row["step"] for row in rows], prepend=0)
+    return float(np.sum(steps * batch_size / [row["examples_per_second"] for row in rows]))
 
 
 def finite(values: dict[str, float], step: int) -> dict[str, float]:

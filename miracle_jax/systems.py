@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from miracle_jax import config, dataset, env, generate, storage
+from miracle_jax import config, dataset, generate, mesh, report, storage
 from miracle_jax.attributes import UNKNOWN, Schema
 from miracle_jax.errors import UserError
 from miracle_jax.model import Model
@@ -162,7 +162,7 @@ def answer(
         with _stopwatch() as clock:
             written = generate.write_file(model, tasks, dataclasses.replace(asked, out=str(path)), {})
         with storage.replacing(timing) as file:
-            file.write(json.dumps(clock | {"replies": written, "on": hardware()}).encode())
+            file.write(json.dumps(clock | {"replies": written, "on": mesh.hardware()}).encode())
     not_ok = sum(not json.loads(line)["ok"] for line in path.read_bytes().splitlines())
     facts = {"replies": len(tasks), "not_ok": not_ok}
     if timing.exists():
@@ -219,25 +219,11 @@ def _stopwatch():
         clock["seconds"] = time.perf_counter() - began - clock["compilation"]
 
 
-def hardware() -> str:
-    """What replies and scores are computed on."""
-    devices = jax.local_devices()
-    if devices[0].platform == "cpu":
-        return env.cpu()
-    return f"{len(devices)} x {devices[0].device_kind}"
-
-
-def training_seconds(workdir: Path) -> float | None:
-    """How long stage 1 took, validation and pauses aside, as the run's metrics.jsonl has it; None where it says
-    nothing."""
-    path = workdir / "metrics.jsonl"
-    if not path.exists():
-        return None
+def training(workdir: Path) -> dict:
+    """How long the run's training took and on what, as far as its folder tells."""
+    if not (workdir / "metrics.jsonl").exists() or not (workdir / "model.json").exists():
+        return {}
     batch_size = config.load_run(workdir).train.batch_size
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    rows = [row for row in rows if row["split"] == "train"]
-    before = [0, *(row["step"] for row in rows)]
-    return sum(
-        (row["step"] - start) * batch_size / row["examples_per_second"]
-        for start, row in zip(before, rows, strict=False)
-    )
+    trained_on = json.loads((workdir / "model.json").read_bytes()).get("hardware")
+    seconds = report.training_seconds(workdir / "metrics.jsonl", batch_size)
+    return {"training_seconds": seconds, "trained_on": trained_on}

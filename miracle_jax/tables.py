@@ -41,7 +41,7 @@ def write(out: Path, setup: dict, test: TestSet, systems: Sequence[System], seed
       "not_ok": latents that did not arrive; "strength": its place in a curve.
     """
     schema, first = test.schema, systems[0]
-    times = ("training_seconds", "seconds_per_1000", "answered", "answered_on")
+    times = ("training_seconds", "trained_on", "seconds_per_1000", "answered", "answered_on")
     result = {
         "setup": setup,
         "attributes": dict(zip(schema.names, schema.short_names, strict=True)),
@@ -258,14 +258,13 @@ def _agreement(result: dict, asked: Mapping[str, dict]) -> list[list[str]]:
 
 
 def _efficiency(result: dict) -> list[list[str]]:
-    rows = [["", "training", "1,000 replies", "measured on replies", "of"]]
+    rows = [["", "training", "on", "1,000 replies", "measured on replies", "on"]]
     for system, times in result["times"].items():
         training, answering = times["training_seconds"], times["seconds_per_1000"]
-        rows.append([
-            system, "–" if training is None else f"{training / 3600:.2f} h",
-            "–" if answering is None else f"{answering:.0f} s",
-            str(times["answered"] or "–"), times["answered_on"] or "–",
-        ])  # fmt: skip
+        hours = None if training is None else f"{training / 3600:.2f} h"
+        seconds = None if answering is None else f"{answering:.0f} s"
+        figures = (hours, times["trained_on"], seconds, times["answered"], times["answered_on"])
+        rows.append([system, *("–" if figure is None else str(figure) for figure in figures)])
     return rows
 
 

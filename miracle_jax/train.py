@@ -24,7 +24,7 @@ from jaxtyping import Array, Key
 
 from miracle_jax import checkpoint, dataset, losses, mesh, pipeline, pretrained, storage
 from miracle_jax.command_line import read_config
-from miracle_jax.config import Config, load_run, local_folder, to_dict
+from miracle_jax.config import Config, Train, load_run, local_folder, to_dict
 from miracle_jax.cvae import Miracle, join, split
 from miracle_jax.errors import UserError, one_sentence
 from miracle_jax.hub import absolute
@@ -156,8 +156,19 @@ def validate(validation_step, params, batches, config: Config, names: tuple[str,
     return values
 
 
-def start_run(config: Config, workdir: Path, corpus) -> None:
-    """Writes what the run's parameters mean, or makes sure that a resumed run still means the same."""
+def run_folder(workdir: str | Path) -> Path:
+    """The folder of --workdir, which may be new. Raises UserError for what cannot become one."""
+    workdir = local_folder(workdir)
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir {workdir} is a file; name a folder, which may be new")
+    return workdir
+
+
+def start_run(config: Config, workdir: Path, corpus, control: str | None = None) -> None:
+    """Writes what the run's parameters mean, or makes sure that a resumed run still means the same.
+
+    control: of a run of baseline.py; None: of this module.
+    """
     path = workdir / "config.json"
     # By absolute paths, by which the run finds its files from any folder.
     config = dataclasses.replace(
@@ -165,9 +176,12 @@ def start_run(config: Config, workdir: Path, corpus) -> None:
         encoder=dataclasses.replace(config.encoder, pretrained=absolute(config.encoder.pretrained)),
         decoder=dataclasses.replace(config.decoder, pretrained=absolute(config.decoder.pretrained)),
     )  # fmt: skip
-    now = {"config": to_dict(config), "data": corpus.key}
+    now = {"config": to_dict(config), "data": corpus.key} | ({"control": control} if control else {})
     if path.exists():
         then = json.loads(path.read_text())
+        if then.get("control") != control:
+            what = f"the baseline --control {then['control']}" if then.get("control") else "a run of miracle_jax.train"
+            raise UserError(f"{workdir} holds {what}; give another --workdir")
         differing = [
             name for name, (old, new) in _differences(then["config"], json.loads(json.dumps(now["config"]))).items()
             if not any(name == free or name.startswith(free + ".") for free in FREE_TO_CHANGE)
@@ -200,9 +214,7 @@ def _differences(old: dict, new: dict, prefix: str = "") -> dict:
 
 def train(config: Config, workdir: str | Path) -> dict:
     """Runs or resumes a whole training run and returns what model.json holds."""
-    workdir = local_folder(workdir)
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir {workdir} is a file; name a folder, which may be new")
+    workdir = run_folder(workdir)
     finished = workdir / "model.json"
     resumed = (workdir / "config.json").exists()  # written last: a run without it has not begun
     config = pretrained.resolve(config, load_run(workdir) if resumed else None)
@@ -233,40 +245,14 @@ def train(config: Config, workdir: str | Path) -> dict:
     def random():
         return nnx.to_pure_dict(nnx.state(Miracle(config, sizes, nnx.Rngs(keys.init))))
 
-    def layout(tree):
-        return mesh.parameter_shardings(tree, devices, config.mesh)
-
-    def initial(params):
-        return {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
-
-    trained_shapes, frozen_shapes = split(config, jax.eval_shape(random))
-    shapes = jax.eval_shape(initial, trained_shapes)
-    shardings = layout(shapes)
-    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-
     start_run(config, workdir, corpus)
     if finished.exists():
         print(f"{workdir} is finished; python -m miracle_jax.generate {workdir} talks to it", flush=True)
         return json.loads(finished.read_text())
 
-    # ---- Start: 1. the newest checkpoint, 2. pretrained weights, 3. random weights
-    manager = checkpoint.open_manager(workdir, config.train.keep)
-    start = manager.latest_step() or 0
-    params, named = {}, [part.pretrained for part in (config.encoder, config.decoder) if part.pretrained]
-    if not start or frozen_shapes:
-        params = jax.jit(random, out_shardings=layout(jax.eval_shape(random)))()
-    if params and named:
-        params, fresh = pretrained.start_from(config, jax.device_get(params))
-    trained, frozen = split(config, params)
-    frozen = jax.device_put(frozen, layout(frozen))
-    if start:
-        state = checkpoint.restore(manager, start, abstract)
-        print(f"resuming from {workdir}/checkpoints/{start}", flush=True)
-    else:
-        state = jax.jit(initial, out_shardings=shardings)(trained)
-        what = f"{' and '.join(named)}; random are {', '.join(_modules(fresh))}" if named else "random weights"
-        print(f"starting from {what}", flush=True)
-    del params, trained
+    # ---- Start
+    manager, state, frozen, abstract = starting_point(config, workdir, random, optimizer, devices)
+    start = int(state["step"])
     number = sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
     print(
         f"{number / 1e6:.2f} M parameters, {len(corpus.train)} instances, {steps} steps of {config.train.batch_size} "
@@ -291,44 +277,16 @@ def train(config: Config, workdir: str | Path) -> dict:
     validation = list(in_order(corpus.validation, columns["validation"]))
 
     # ---- Stage 1
-    train_step = make_train_step(config, graphdef, optimizer, keys.steps, shardings)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    train_step = partial(make_train_step(config, graphdef, optimizer, keys.steps, shardings), frozen=frozen)
     validation_step = make_validation_step(config, graphdef)
+
+    def score(params):
+        return validate(validation_step, join(params, frozen), validation, config, names)
+
     report = Report(workdir, config.train, start, steps)
-    pending = []
-
-    def log(step):
-        """The only place where training losses leave the device."""
-        if pending:
-            first = step - len(pending) + 1
-            fetched = [finite(values, first + i) for i, values in enumerate(jax.device_get(pending))]
-            pending.clear()
-            mean = {name: float(np.mean([values[name] for values in fetched])) for name in fetched[0]}
-            report.training(step, mean | {"learning_rate": float(schedule(step - 1))})
-
-    try:
-        stream = batches.stream(start)
-        for step in range(start + 1, steps + 1):
-            state, named = train_step(state, mesh.put_batch(next(stream), devices, batch_axis=1), frozen)
-            pending.append(named)
-            report.progress(step)
-            if step % config.train.log_every == 0 or step == steps:
-                log(step)
-            validated = step % config.train.eval_every == 0 or step == steps
-            if validated or step % config.train.save_every == 0:
-                log(step)
-                paused, score = report.pause(), None
-                if validated:
-                    params = join(state["params"], frozen)
-                    values = validate(validation_step, params, validation, config, names)
-                    score = finite(values, step)["score"]
-                    report.write("validation", step, values)
-                    shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-                    report.say(f"validation at step {step}  {shown}")
-                checkpoint.save(manager, step, state, score)
-                report.resume(paused)
-    finally:
-        report.close()
-        checkpoint.finish(manager)  # also when a loss became NaN: the checkpoint under way is still a good one
+    stream = (mesh.put_batch(batch, devices, batch_axis=1) for batch in batches.stream(start))
+    state = take_steps(config.train, state, stream, train_step, schedule, score, manager, report)
 
     # ---- Stage 2: on the best checkpoint
     began = time.perf_counter()
@@ -353,11 +311,100 @@ def train(config: Config, workdir: str | Path) -> dict:
 
     # ---- End
     report.plot()
-    facts = {"step": best, "heads": heads, "accuracy": accuracy}
+    facts = {"step": best, "heads": heads, "accuracy": accuracy, "hardware": mesh.hardware()}
     checkpoint.save_model(workdir, {"miracle": split(config, params)[0], "refit_heads": refitted}, facts)
     manager.close()
     print(f"finished: {workdir} holds the model of step {best}", flush=True)
     return facts
+
+
+def starting_point(config: Config, workdir: Path, random, optimizer, devices):
+    """Where a run starts: 1. the newest checkpoint, 2. pretrained weights, 3. random weights. It says which.
+
+    random: () -> nested dict of random parameters, those among them for which `config` names pretrained weights.
+
+    Returns:
+      The manager of the run's checkpoints; the state {"params", "opt_state", "step"}; the parameters that stay as they
+      were pretrained; and the state's shapes with their shardings.
+    """
+
+    def layout(tree):
+        return mesh.parameter_shardings(tree, devices, config.mesh)
+
+    def initial(params):
+        return {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}
+
+    trained_shapes, frozen_shapes = split(config, jax.eval_shape(random))
+    shapes = jax.eval_shape(initial, trained_shapes)
+    shardings = layout(shapes)
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    manager = checkpoint.open_manager(workdir, config.train.keep)
+    start = manager.latest_step()
+    params, named = {}, [part.pretrained for part in (config.encoder, config.decoder) if part.pretrained]
+    if not start or frozen_shapes:
+        params = jax.jit(random, out_shardings=layout(jax.eval_shape(random)))()
+    if params and named:
+        params, fresh = pretrained.start_from(config, jax.device_get(params))
+    trained, frozen = split(config, params)
+    frozen = jax.device_put(frozen, layout(frozen))
+    if start:
+        state = checkpoint.restore(manager, start, abstract)
+        print(f"resuming from {workdir}/checkpoints/{start}", flush=True)
+    else:
+        state = jax.jit(initial, out_shardings=shardings)(trained)
+        what = f"{' and '.join(named)}; random are {', '.join(_modules(fresh))}" if named else "random weights"
+        print(f"starting from {what}", flush=True)
+    return manager, state, frozen, abstract
+
+
+def take_steps(settings: Train, state: dict, stream, train_step, schedule, validate, manager, report: Report) -> dict:
+    """The loop: the steps that are left until report.total, with logs, validations and checkpoints.
+
+    Args:
+      state: as `starting_point` gives it.
+      stream: an iterator of the batches from state's step on, on their devices.
+      train_step: (state, batch) -> (state, losses).
+      schedule: step -> learning rate.
+      validate: state's parameters -> named values; by the lowest `score` the best checkpoint is chosen.
+
+    Returns:
+      The state after the last step.
+    """
+    pending = []
+
+    def log(step):
+        """The only place where training losses leave the device."""
+        if pending:
+            first = step - len(pending) + 1
+            fetched = [finite(values, first + i) for i, values in enumerate(jax.device_get(pending))]
+            pending.clear()
+            mean = {name: float(np.mean([values[name] for values in fetched])) for name in fetched[0]}
+            report.training(step, mean | {"learning_rate": float(schedule(step - 1))})
+
+    try:
+        for step in range(int(state["step"]) + 1, report.total + 1):
+            state, named = train_step(state, next(stream))
+            pending.append(named)
+            report.progress(step)
+            last = step == report.total
+            if step % settings.log_every == 0 or last:
+                log(step)
+            validated = step % settings.eval_every == 0 or last
+            if validated or step % settings.save_every == 0:
+                log(step)
+                paused, score = report.pause(), None
+                if validated:
+                    values = validate(state["params"])
+                    score = finite(values, step)["score"]
+                    report.write("validation", step, values)
+                    shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+                    report.say(f"validation at step {step}  {shown}")
+                checkpoint.save(manager, step, state, score)
+                report.resume(paused)
+    finally:
+        report.close()
+        checkpoint.finish(manager)  # also when a loss became NaN: the checkpoint under way is still a good one
+    return state
 
 
 def _modules(paths: list[str]) -> list[str]:
@@ -379,14 +426,19 @@ def _read_once(workdir: Path, name: str, graphdef, params, examples) -> dict[str
         return dict(means)
 
 
+def read_command(command: str, doc: str, argv: list[str] | None = None) -> tuple[Config, str]:
+    """Reads the command line of a training run: (config, --workdir). Raises UserError where either is missing."""
+    config, file, workdir = read_config(command, doc, argv)
+    if not workdir:
+        raise UserError("--workdir is missing; it names the folder of the run, for instance --workdir runs/tiny")
+    if not file:
+        raise UserError("--config is missing; the bundled ones are in configs/, for instance configs/tiny.py")
+    return config, workdir
+
+
 def main() -> None:
     with one_sentence():
-        config, file, workdir = read_config("python -m miracle_jax.train", __doc__)
-        if not workdir:
-            raise UserError("--workdir is missing; it names the folder of the run, for instance --workdir runs/tiny")
-        if not file:
-            raise UserError("--config is missing; the bundled ones are in configs/, for instance configs/tiny.py")
-        train(config, workdir)
+        train(*read_command("python -m miracle_jax.train", __doc__))
 
 
 if __name__ == "__main__":

@@ -232,9 +232,7 @@ def outside(folder, special: list[str], roles: dict[str, str], truncate=False) -
 
 
 def test_a_gpt2_tokenizer_gets_bos_as_its_last_row(tmp_path):
-    name = outside(
-        tmp_path / "gpt2", ["<|endoftext|>"], {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
-    )
+    name = outside(tmp_path / "gpt2", ["<|endoftext|>"], {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"})
     decoder = load_or_train(config.Config(data=config.Data(decoder_tokenizer=name)), TEXTS).decoder
     assert decoder.size == 401 and decoder.bos_id == 400 and decoder.eos_id == 0
     ids = decoder.reply(HOSTILE, 999)
