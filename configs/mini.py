@@ -40,6 +40,6 @@ def get_config() -> Config:
             eval_every=500,
             save_every=100,
         ),
-        sample=Sample(heads="joint", weight=16.0),
+        sample=Sample(heads="joint", weight=64.0, context_tokens=20),
         decode=Decode(max_new_tokens=64),
     )

@@ -225,6 +225,9 @@ class Sample:
     validation contexts, as training found and recorded."""
     weight: float = 1.0
     """Energy weight lambda of every attribute that is not given one of its own."""
+    context_tokens: int = 0
+    """Most tokens of the context that the prior reads, special ones included. 0: as many as in training. The last
+    question alone leaves the reply free of the aspects that the speaker's earlier answers have."""
     start: Literal["mean", "draw"] = "mean"
     """z(T): the prior's mean or a draw from the prior. Several latents a context are always draws."""
     batch_size: int = 4096
@@ -321,6 +324,10 @@ class Config:
         expect(
             all(low <= high for a, b in itertools.pairwise(buckets) for low, high in zip(a, b, strict=True)),
             f"data.buckets {buckets} does not ascend in every length",
+        )
+        expect(
+            self.sample.context_tokens == 0 or self.sample.context_tokens >= 8,
+            f"sample.context_tokens is {self.sample.context_tokens}; it must be 0 or at least 8",
         )
         prompt = self.decoder.prompt_limit
         for context, joint, reply in buckets[-1:]:

@@ -205,7 +205,7 @@ class Model:
                 f"there are {len(contexts)} contexts but {len(personalities)} personalities; give one for each"
             )
         aspects = np.array([self.schema.parse(personality) for personality in personalities], np.int32)
-        prior = self.prior(contexts, decode.batch_size)
+        prior = self.prior(contexts, decode.batch_size, sample.context_tokens)
         moved, probabilities = self.move(prior, aspects, weights, samples, seed, first, sample)
         texts = self.decode(moved.z, contexts, seed, first, decode)
         return [
@@ -224,12 +224,13 @@ class Model:
             for i, text in enumerate(texts)
         ]
 
-    def prior(self, contexts: Sequence[Context], batch_size: int) -> Gaussian:
+    def prior(self, contexts: Sequence[Context], batch_size: int, context_tokens: int = 0) -> Gaussian:
         """The prior of every context, (B, Z) NumPy arrays, from at most `batch_size` rows in one compiled call. Each is
-        encoded at the length of the shortest bucket that holds it."""
+        encoded at the length of the shortest bucket that holds it. context_tokens: as sample.context_tokens."""
         widths = [bucket[0] for bucket in self.config.data.buckets]
+        limit = min(context_tokens or widths[-1], widths[-1])
         pad = self.tokenizers.encoder.pad_id
-        rows = [self.tokenizers.encoder.context(*turns(context), widths[-1]) for context in contexts]
+        rows = [self.tokenizers.encoder.context(*turns(context), limit) for context in contexts]
         length = np.array([len(row) for row in rows], np.int32)
         width_of = np.array(widths)[np.searchsorted(widths, length)]
         found = Gaussian(*(np.empty((len(rows), self.config.latent.size), np.float32) for _ in Gaussian._fields))

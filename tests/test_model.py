@@ -81,6 +81,20 @@ def test_a_long_conversation_is_cut_not_refused(model):
     assert model.reply(long, "lyrical").ok
 
 
+def test_the_prior_reads_no_more_of_a_context_than_it_is_told(model):
+    context = ["How are you?", "Well, thank you, but the winter was long.", "What about the river?"]
+    alone = model.prior([context[-1:]], 1)
+    room = len(model.tokenizers.encoder.context(context[-1:], [], 99))
+    assert room >= 8
+    for prior, same in ((model.prior([context], 1, room), True), (model.prior([context], 1), False)):
+        assert np.array_equal(prior.mean, alone.mean) == same
+    settings = dataclasses.replace(model.config.sample, context_tokens=room)
+    short, whole = (model.reply(context, "lyrical", sample=s) for s in (settings, None))
+    assert short.energy_before == model.reply(context[-1:], "lyrical").energy_before != whole.energy_before
+    with pytest.raises(UserError, match="sample.context_tokens is 7; it must be 0 or at least 8"):
+        model.reply(context, sample=dataclasses.replace(settings, context_tokens=7))
+
+
 def test_contexts_are_encoded_in_the_bucket_that_holds_them_in_pieces_of_at_most_a_batch(model, monkeypatch):
     shapes, encode = [], model._encode
 
