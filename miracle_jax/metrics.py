@@ -94,13 +94,16 @@ def _levels(within: Sequence[float], over_all: Sequence[float]) -> dict[str, flo
 
 
 def self_bleu(replies: Sequence[str], seed: int) -> np.ndarray:
-    """BLEU-4 of at most 150 replies, drawn with `seed`, each against all others of them. 0 for an empty reply.
+    """(N,) BLEU-4 of at most 150 replies, drawn with `seed`, each against all others of them; NaN for those that are
+    not drawn, 0 for an empty reply.
 
     The draw depends on the number of replies alone, so that two systems are compared on the same instances.
     """
     rows = np.random.default_rng(seed).permutation(len(replies))[:SELF_BLEU]
     drawn = [words(replies[row]) for row in rows]
-    return np.array([_bleu(drawn[:i] + drawn[i + 1 :], reply, BLEU_4) for i, reply in enumerate(drawn)])
+    scores = np.full(len(replies), np.nan)
+    scores[rows] = [_bleu(drawn[:i] + drawn[i + 1 :], reply, BLEU_4) for i, reply in enumerate(drawn)]
+    return scores
 
 
 def released_self_bleu(replies: Sequence[str], seed: int) -> np.ndarray:
