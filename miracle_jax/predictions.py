@@ -84,7 +84,7 @@ def read_systems(named: Sequence[str]) -> dict[str, dict[str, Prediction]]:
         raise UserError("name the replies of every system with --predictions NAME=FILE.jsonl ...")
     systems, problems = {}, []
     for name, path in named_files(named).items():
-        systems[name], wrong = _read(path, ("id", "personality", "reply", "input", "output"), _said, lambda p: p.id)
+        systems[name], wrong = _read(path, ("id", "input", "output", "personality", "reply"), _said, lambda p: p.id)
         problems += wrong
     refuse(problems, "the files of --predictions are not as generate --data ... --out writes them; mend them")
     first, *others = systems.items()
@@ -131,7 +131,7 @@ def _prediction(where: str, line: bytes, needed: Sequence[str]) -> Prediction:
     except (ValueError, RecursionError) as error:
         raise UserError(f"invalid JSON: {first_line(error)}; expected one JSON object a line, in UTF-8") from None
     if not isinstance(record, dict):
-        raise UserError(f"this is no object; expected a JSON object with {', '.join(needed)}")
+        raise UserError(f"this is no object; expected a JSON object with {', '.join(needed[:-1])} and {needed[-1]}")
     for name in ("id", "personality", "reply"):
         if not isinstance(record.get(name, "" if name not in needed else None), str):
             raise UserError(f"{name!r} is missing or not a text")

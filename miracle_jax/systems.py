@@ -116,7 +116,7 @@ def choose(instances: Mapping[str, dataset.Instance], per_personality: int, seed
 
 
 def variants_of(kind: str, name: str, sample: config.Sample, schema: Schema) -> list[Variant]:
-    """The variants of a run. The first is the run as it is, but in the curve of its strength, which has it too."""
+    """The variants of a run, of which the first is the run as it is. kind: as `evaluate.Options.variants`."""
     number = len(schema.names)
     everything, nothing = (True,) * number, (False,) * number
     whole = Variant(name, sample, 1, everything, everything)
@@ -135,9 +135,7 @@ def variants_of(kind: str, name: str, sample: config.Sample, schema: Schema) -> 
             for weight in WEIGHTS
         ]  # fmt: skip
         drawn = dataclasses.replace(sample, start="draw")
-        draws = [
-            Variant(f"{name}, K {number}", drawn, number, everything, everything, ("K", number)) for number in DRAWS
-        ]
+        draws = [Variant(f"{name}, K {k}", drawn, k, everything, everything, ("K", k)) for k in DRAWS]
         return [whole, *weights, *draws]
     return [whole]
 

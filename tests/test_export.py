@@ -238,7 +238,7 @@ def test_an_interrupted_write_leaves_nothing(tiny_run, tmp_path, monkeypatch, ca
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(export, "_save", interrupt)
+    monkeypatch.setattr(export.hub, "safetensors_bytes", interrupt)
     with pytest.raises(SystemExit) as stop:
         export.main([str(tiny_run.workdir), str(tmp_path / "out")])
     assert stop.value.code == 130 and capsys.readouterr().err == "interrupted\n"
