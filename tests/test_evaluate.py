@@ -37,7 +37,7 @@ def run(tiny_run, tiny_model, tmp_path, monkeypatch):
     """A folder to evaluate that other tests do not look into."""
     monkeypatch.setattr(evaluate, "load", lambda workdir: tiny_model)
     (tmp_path / "run").mkdir()
-    for name in ("config.json", "metrics.jsonl"):
+    for name in ("config.json", "metrics.jsonl", "model.json"):
         shutil.copy(tiny_run.workdir / name, tmp_path / "run")
     return tmp_path / "run"
 
@@ -110,6 +110,7 @@ def test_a_run_with_and_without_its_energy(run, tiny_model, labelled, capsys):
     assert [line["systems"]["run"]["personality"] for line in lines] == ALL
     times = report["times"]["run"]
     assert times["training_seconds"] > 0 and times["seconds_per_1000"] > 0 and times["answered"] == 8
+    assert times["trained_on"] == times["answered_on"] and "usable" in times["trained_on"]
     shown = capsys.readouterr().out.splitlines()
     assert shown[0].startswith("8 contexts, in percent but for PPL; judges: TF-IDF")
     assert shown[2].split() == ["Avg.↑", "L.↑", "A.↑", "M.↑", *tables.COLUMNS.values()]
