@@ -92,11 +92,13 @@ def _by_personality(system: System, test: TestSet) -> dict[str, float | None]:
 
 
 def _counterfactual(system: System, test: TestSet) -> dict | None:
-    """Accuracy where the wanted aspect is the context's, and where it is another."""
+    """Accuracy where the wanted aspect is the context's, and where it is another; of contexts with an earlier answer,
+    since others have no aspect."""
     if system.counterfactual is None:
         return None
     wanted, labels = np.array(test.schema.personalities())[None], test.labels[:, None]
-    known = labels != UNKNOWN
+    answered = np.array([len(instance.replies) > 1 for instance in test.chosen.values()])
+    known = (labels != UNKNOWN) & answered[:, None, None]
     split = {"agrees": known & (wanted == labels), "contradicts": known & (wanted != labels)}
     found = {}
     for name, chosen in split.items():
@@ -160,8 +162,8 @@ def markdown(result: dict) -> str:
     if asked:
         lines += [
             "## Counterfactual control", "",
-            "Every context with every personality, by whether the wanted aspect is the one of the speaker's earlier "
-            "answers.", "",
+            "Every context in which the speaker has answered before, with every personality, by whether the wanted "
+            "aspect is the one of these answers.", "",
             *_pipes(_agreement(result, asked)), "",
         ]  # fmt: skip
     if result["times"]:
