@@ -14,10 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from miracle_jax import evaluate
-from miracle_jax.command_line import parse, read_config
+from miracle_jax.command_line import parse
 from miracle_jax.config import Config
 from miracle_jax.errors import UserError, one_sentence
-from miracle_jax.train import train
+from miracle_jax.train import read_command, train
 
 WITHOUT = {"posterior": {"posterior": False}, "gap": {"gap": 0.0}, "classify": {"classify": 0.0}}
 """Part -> the fields of config.Loss that leave it out: the posterior, L_D and L_C."""
@@ -38,9 +38,7 @@ def main(argv: list[str] | None = None) -> None:
         argv = sys.argv[1:] if argv is None else argv
         end = argv.index("--") if "--" in argv else len(argv)
         command = "python -m miracle_jax.ablation"
-        config, file, workdir = read_config(command, __doc__, argv[:end])
-        if not file or not workdir:
-            raise UserError(f"name a config and a folder: {command} --config configs/tiny.py --workdir runs/ablation")
+        config, workdir = read_command(command, __doc__, argv[:end])
         if not config.train.refit_epochs:
             raise UserError("train.refit_epochs is 0, but every row of the ablation takes the refitted heads")
         configs = {"miracle": whole(config)} | {f"no_{part}": without(part, config) for part in WITHOUT}
@@ -53,10 +51,12 @@ def main(argv: list[str] | None = None) -> None:
             options[name] = parse(
                 default, argv[end + 1 :], f"{command} --config FILE --workdir DIR --", evaluate.__doc__
             )
+        runs = {name: str(folder / name) for name in configs}
+        evaluate.check(runs, options)
         for name, own in configs.items():
             print(f"---- {name}", flush=True)
             train(own, folder / name)
-        evaluate.report({name: str(folder / name) for name in configs}, options)
+        evaluate.report(runs, options)
 
 
 if __name__ == "__main__":

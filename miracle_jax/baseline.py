@@ -8,10 +8,10 @@ answering what is asked for. With `--control none` nothing does.
     python -m miracle_jax.baseline --config configs/tiny.py --workdir runs/tokens --control tokens [--data test]
 
 The same command again resumes. In the end the contexts of --data (`test`, the bundled test set, or a file as `python -m
-miracle_jax.generate --data` reads it) are answered with the personality that they are labelled with, into
-WORKDIR/replies.jsonl; WORKDIR/baseline.json tells what that took. Of the config the encoder's weights, the latent, the
-losses and the sampler play no part; decoder.word_dropout, by which a decoder is made to listen to z, does
-(--decoder.word-dropout 0 switches it off).
+miracle_jax.generate --data` reads it) are answered with the personality that they are labelled with, or with
+`--personality all` with every one, into WORKDIR/replies.jsonl; WORKDIR/baseline.json tells what that took. Of the config
+the encoder's weights, the latent, the losses and the sampler play no part; decoder.word_dropout, by which a decoder is
+made to listen to z, does (--decoder.word-dropout 0 switches it off).
 """
 
 import argparse
@@ -134,8 +134,11 @@ def make_validation(config: Config, batches: Sequence[dict]) -> Callable[[dict],
     return validate
 
 
-def run(config: Config, workdir: str | Path, control: str, data: str = "test") -> dict:
-    """Trains or resumes a baseline, then answers `data`. Returns what baseline.json holds."""
+def run(config: Config, workdir: str | Path, control: str, data: str = "test", personality: str = "labelled") -> dict:
+    """Trains or resumes a baseline, then answers `data`. Returns what baseline.json holds.
+
+    personality: "labelled" or "all".
+    """
     workdir = train.run_folder(workdir)
     before = load_run(workdir) if (workdir / "config.json").exists() else None
     config = reading(pretrained.resolve(config, before))
@@ -148,7 +151,7 @@ def run(config: Config, workdir: str | Path, control: str, data: str = "test") -
     personalities = itertools.product(*(range(-1, size) for size in schema.sizes))
     config = with_room(config, max(map(len, map(control_of, personalities))), before)
     config.check()
-    tasks = contexts_to_answer(schema, Options(data=data, personality="labelled"))
+    tasks = contexts_to_answer(schema, Options(data=data, personality=personality))
     devices = mesh.make(config.mesh)
     here = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     micro_batch = settings.batch_size // settings.accumulate
@@ -187,7 +190,9 @@ def run(config: Config, workdir: str | Path, control: str, data: str = "test") -
     contexts = [tokenizer.prompt(task["input"], task["output"], config.decoder) for task in tasks]
     asked = [control_of(schema.parse(task["personality"])) for task in tasks]
     prompts = [control + context for control, context in zip(asked, contexts, strict=True)]
-    replies = answer(config, join(state["params"], frozen), tokenizer, prompts)
+    different = list(dict.fromkeys(map(tuple, prompts)))  # without control all personalities have the same
+    known = dict(zip(different, answer(config, join(state["params"], frozen), tokenizer, different), strict=True))
+    replies = [known[tuple(prompt)] for prompt in prompts]
     out = workdir / "replies.jsonl"
     with storage.replacing(out) as file:
         for task, reply in zip(tasks, replies, strict=True):
@@ -207,7 +212,7 @@ def run(config: Config, workdir: str | Path, control: str, data: str = "test") -
 # ------------------------------------------------------------------------------------------------ answering
 
 
-def answer(config: Config, params: dict, tokenizer: DecoderTokenizer, prompts: Sequence[Ids]) -> list[str]:
+def answer(config: Config, params: dict, tokenizer: DecoderTokenizer, prompts: Sequence[Sequence[int]]) -> list[str]:
     """A reply to each prompt, by config.decode. Prompts of similar length share a batch."""
     config, params = merge_adapters(config, params)
     model = nnx.merge(graph_of(config), jax.device_put(params, jax.local_devices()[0]))
@@ -223,7 +228,7 @@ def answer(config: Config, params: dict, tokenizer: DecoderTokenizer, prompts: S
     order, texts = np.argsort(length, kind="stable"), [""] * len(prompts)
     for rows in (order[first : first + size] for first in range(0, len(order), size)):
         width = -(-int(length[rows].max()) // 16) * 16  # few shapes compile
-        prompt = np.array([[eos] * (width - length[i]) + prompts[i] for i in rows], np.int32)
+        prompt = np.array([[eos] * (width - length[i]) + list(prompts[i]) for i in rows], np.int32)
         for i, ids, number in zip(rows, *in_pieces(write, (rows, prompt, length[rows]), size), strict=True):
             texts[i] = tokenizer.decode(ids[:number].tolist()).strip()
     return texts
@@ -234,11 +239,16 @@ def main(argv: list[str] | None = None) -> None:
         own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         own.add_argument("--control", default="")
         own.add_argument("--data", default="test")
+        own.add_argument("--personality", default="labelled")
         given, rest = own.parse_known_args(argv)
         config, workdir = train.read_command("python -m miracle_jax.baseline", __doc__, rest)
         if given.control not in ("tokens", "none"):
             raise UserError(f"--control is {given.control!r}; it must be tokens, or none for plain fine-tuning")
-        run(config, workdir, given.control, given.data)
+        if given.personality not in ("labelled", "all"):
+            raise UserError(
+                f"--personality is {given.personality!r}; it must be labelled, or all for every combination"
+            )
+        run(config, workdir, given.control, given.data, given.personality)
 
 
 if __name__ == "__main__":

@@ -31,10 +31,10 @@ from miracle_jax.attributes import UNKNOWN, Schema
 from miracle_jax.command_line import parse, split_words
 from miracle_jax.errors import UserError, one_sentence
 from miracle_jax.fluency import LanguageModel
-from miracle_jax.judge import Judges
+from miracle_jax.judge import CONSISTENCY, Judges
 from miracle_jax.model import load
 from miracle_jax.predictions import named_files
-from miracle_jax.scores import Kept, accuracy, score
+from miracle_jax.scores import AVERAGE, Kept, accuracy, score
 from miracle_jax.systems import REFERENCES, System
 from miracle_jax.word_judges import WordJudges
 
@@ -83,6 +83,8 @@ def evaluate(runs: Mapping[str, str], options: Mapping[str, Options], out: Path)
     models = {name: load(workdir) for name, workdir in runs.items()}
     judges = Judges(shared.judges) if shared.judges else None
     schema = next((model.schema for model in models.values()), judges.schema if judges else Schema.load())
+    if taken := [name for name in schema.names if name in (AVERAGE, *tables.COLUMNS, CONSISTENCY)]:
+        raise UserError(f"an attribute is called {taken[0]!r} like a figure of the report; give it another name")
     for name, model in models.items():
         if model.schema != schema:
             raise UserError(f"{name} has other attributes than {next(iter(models))}; they need a table each")
@@ -94,7 +96,7 @@ def evaluate(runs: Mapping[str, str], options: Mapping[str, Options], out: Path)
     language_model = LanguageModel(shared.language_model) if shared.language_model else None
     test = systems.read_test_set(shared.data, schema, shared.per_personality, shared.seed)
     data = next(iter(models.values())).config.data if models else config.Data()
-    overlap = _overlap(judges, data, schema) if judges else None
+    overlap = {name: _overlap(judges, model.config.data, schema) for name, model in models.items()} if judges else {}
     if judges is None:
         judges = WordJudges(*word_judges.read(data, schema, shared.train, shared.validation), schema)
 
@@ -107,7 +109,7 @@ def evaluate(runs: Mapping[str, str], options: Mapping[str, Options], out: Path)
 
     found = []
     for name, model in models.items():
-        training = systems.training(Path(runs[name]))
+        training = systems.training(storage.run_folder(runs[name]))
         for variant in variants[name]:
             system = systems.answer(
                 model, variant, test, options[name].decode, shared.counterfactual, shared.seed, out / "replies"
@@ -166,6 +168,15 @@ def main(argv: list[str] | None = None) -> None:
 
 def report(runs: Mapping[str, str], options: Mapping[str, Options]) -> None:
     """`evaluate` from checked options, and its first table on the terminal. Raises UserError for a mistake in them."""
+    check(runs, options)
+    out = Path(next(iter(options.values())).out).expanduser()
+    result = evaluate(runs, options, out)
+    print(tables.terminal(result))
+    print(f"\nreport: {out / 'report.md'}")
+
+
+def check(runs: Mapping[str, str], options: Mapping[str, Options]) -> None:
+    """Raises UserError for a mistake in the options that needs no model to be seen."""
     shared = next(iter(options.values()))
     if not runs and not shared.predictions:
         raise UserError("name finished runs first, or replies with --predictions NAME=FILE.jsonl; --help says more")
@@ -176,17 +187,20 @@ def report(runs: Mapping[str, str], options: Mapping[str, Options]) -> None:
     out = Path(shared.out).expanduser()
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; name a folder for the report")
-    result = evaluate(runs, options, out)
-    print(tables.terminal(result))
-    print(f"\nreport: {out / 'report.md'}")
+    if shared.judges and (shared.train or shared.validation):
+        raise UserError("--train and --validation are of judges that learn here; leave them out beside --judges")
+    named_files(shared.predictions)
+    if shared.judges:
+        Judges(shared.judges)
 
 
 def _named(workdirs: Sequence[str]) -> dict[str, str]:
     """By the last part of their paths, or by their paths where these are the same."""
+    folders = [w if storage.is_remote(w) else storage.run_folder(w).resolve() for w in workdirs]
+    if len(set(folders)) < len(folders):
+        raise UserError("a run is named twice; name each once")
     short = [Path(workdir).name or workdir for workdir in workdirs]
     names = short if len(set(short)) == len(short) else workdirs
-    if len(set(names)) < len(names):
-        raise UserError("a run is named twice; name each once")
     return dict(zip(names, workdirs, strict=True))
 
 

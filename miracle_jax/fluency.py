@@ -18,6 +18,8 @@ from miracle_jax.cvae import has_bfloat16
 from miracle_jax.pipeline import by_length
 from miracle_jax.tokenizers import load_tokenizer
 
+POSITIONS = 16
+"""Of which the scores over the vocabulary are in memory at a time."""
 RELEASED_LIMIT = 1e4
 """The released code leaves perplexities from here on out of its mean."""
 
@@ -56,10 +58,17 @@ def _negative_log_likelihood(
     z = jnp.zeros((tokens.shape[0], 1))
     # The latent's position is hidden, so that the checkpoint computes what it always did; hence tokens start at 0.
     hidden, _ = model.hidden(tokens, z, model.latent_key_values(z), jnp.zeros((), bool), 0)
-    scores, target = model.logits(hidden[:, :-1]), tokens[:, 1:]
-    picked = jnp.take_along_axis(scores, target[..., None], axis=-1)[..., 0]
-    counted = jnp.arange(target.shape[1]) < length[:, None] - 1
-    return jnp.sum((jax.nn.logsumexp(scores, axis=-1) - picked) * counted, axis=1)
+
+    def nats(position):
+        hidden, target = position
+        scores = model.logits(hidden[:, None])[:, 0]
+        return jax.nn.logsumexp(scores, axis=-1) - jnp.take_along_axis(scores, target[:, None], axis=-1)[:, 0]
+
+    # A few positions at a time: the scores of all would be B x S x V numbers, many GB for long texts.
+    positions = jnp.swapaxes(hidden[:, :-1], 0, 1), tokens[:, 1:].T
+    every = jax.lax.map(nats, positions, batch_size=POSITIONS)
+    counted = jnp.arange(tokens.shape[1] - 1)[:, None] < length - 1
+    return jnp.sum(every * counted, axis=0)
 
 
 def perplexity(nats: float, tokens: float) -> float | None:

@@ -175,11 +175,13 @@ class Judges:
         file = folder / "judges.safetensors"
         tensors = {name: tensor.read() for name, tensor in hub.tensors_of(file).items()}
         parts = unflatten_dict(tensors, sep=".")
-        self._judges = {name: Judge(self.encoder, **part) for name, part in parts.items()}
+        names = enumerate((*self.schema.names, CONSISTENCY))
+        self._judges = {name: Judge(self.encoder, **parts[str(i)]) for i, name in names}
         self.fingerprint = checkpoint.fingerprint((self.encoder.params, parts))[:16]
         self.accuracy = {name: fact["accuracy"] for name, fact in self.facts["judges"].items()}
         trained = "with a head" if self.facts["options"]["frozen"] else "fine-tuned"
-        self.about = f"{self.facts['options']['encoder']}, {trained} (accuracy by {self.facts['measured_by']})"
+        measured = f"accuracy by {self.facts['measured_by']}, of NLI on validation dialogues"
+        self.about = f"{self.facts['options']['encoder']}, {trained} ({measured})"
 
     def attributes(self, replies: Sequence[str]) -> dict[str, np.ndarray]:
         """For every attribute the probability of its aspects, (N, C)."""
@@ -248,6 +250,8 @@ def cross_validated(
 ) -> float:
     """Accuracy on replies of dialogues that the judge did not learn from, over five folds."""
     fold, right = dialogue % FOLDS, 0.0
+    if fold.min() == fold.max():
+        raise UserError("--train has one topic only, which no cross-validation can split; name files with --validation")
     for number in np.unique(fold):
         inside, outside = ([rows[i] for i in np.flatnonzero(chosen)] for chosen in (fold != number, fold == number))
         judge = learn(encoder, [inside], labels[fold != number], classes, options)
@@ -273,6 +277,10 @@ def pairs(instances: Sequence[Instance], seed: int) -> tuple[list[Context], list
 def train(out: str, options: Options) -> dict:
     """Trains and measures all judges and writes them to a new folder. Returns {judge: {"instances", "accuracy"}}."""
     schema = Schema.load(options.schema)
+    if options.batch_size < 1 or options.seed < 0 or options.epochs <= 0:
+        raise UserError("--batch-size must be at least 1, --seed at least 0 and --epochs above 0")
+    if CONSISTENCY in schema.names:
+        raise UserError(f"an attribute is called {CONSISTENCY} like the judge of replies and contexts; rename it")
     data = _files(options, schema)
     judges, facts = {}, {}
     with storage.new_folder(out) as folder:
@@ -290,6 +298,8 @@ def train(out: str, options: Options) -> dict:
             judges[name] = learn(encoder, [rows], labels, classes, options)
             if data["validation"]:
                 _, unseen, truth = answers(data["validation"], a)
+                if not unseen:
+                    raise UserError(f"--validation has no reply that is labelled for {name}; name a file for it too")
                 accuracy = judges[name].accuracy([unseen], truth)
             else:
                 accuracy = cross_validated(encoder, rows, labels, classes, options, dialogues_of(known))
@@ -304,7 +314,10 @@ def train(out: str, options: Options) -> dict:
         accuracy = judges[CONSISTENCY].accuracy(*both(data["pairs_validation"], options.seed + 1))
         facts[CONSISTENCY] = {"instances": len(labels), "accuracy": accuracy}
 
-        params = {name: {"head": j.head} | ({"bert": j.bert} if j.bert else {}) for name, j in judges.items()}
+        # By their numbers: a name may have the dot that divides a tensor's path.
+        params = {
+            str(i): {"head": j.head} | ({"bert": j.bert} if j.bert else {}) for i, j in enumerate(judges.values())
+        }
         tensors = {path: np.asarray(leaf) for path, leaf in flatten_dict(params, sep=".").items()}
         (folder / "judges.safetensors").write_bytes(hub.safetensors_bytes(tensors))
         schema.save(folder / "schema.toml")

@@ -46,7 +46,7 @@ def named_files(named: Sequence[str]) -> dict[str, str]:
 
 
 def read_answers(path: str, tasks: Sequence[dict], ids: Sequence[str], schema: Schema) -> list[str]:
-    """The reply to every task, from a file that may have more.
+    """The reply to every task, without blanks at its ends, from a file that may have more.
 
     Args:
       tasks: as `generate.task_of` gives them.
@@ -66,7 +66,7 @@ def read_answers(path: str, tasks: Sequence[dict], ids: Sequence[str], schema: S
     replies, missing = [], []
     for task in tasks:
         prediction = found.get((task["id"], task["personality"])) or found.get((task["id"], ""))
-        replies.append(prediction.reply if prediction else "")
+        replies.append(prediction.reply.strip() if prediction else "")
         if prediction is None:
             missing.append(f"{task['id']} ({task['personality']})")
         elif prediction.context and prediction.context != _context(task):
@@ -132,8 +132,13 @@ def _prediction(where: str, line: bytes, needed: Sequence[str]) -> Prediction:
         raise UserError(f"invalid JSON: {first_line(error)}; expected one JSON object a line, in UTF-8") from None
     if not isinstance(record, dict):
         raise UserError(f"this is no object; expected a JSON object with {', '.join(needed[:-1])} and {needed[-1]}")
+    if "personality" not in needed:  # a file that others wrote
+        if type(record.get("id")) is int:
+            record["id"] = str(record["id"])
+        if record.get("personality") is None:
+            record["personality"] = ""
     for name in ("id", "personality", "reply"):
-        if not isinstance(record.get(name, "" if name not in needed else None), str):
+        if not isinstance(record.get(name), str):
             raise UserError(f"{name!r} is missing or not a text")
     if not record["id"].strip():
         raise UserError("'id' is empty; expected a text")
@@ -147,7 +152,7 @@ def _prediction(where: str, line: bytes, needed: Sequence[str]) -> Prediction:
         if not asked or asked - replied not in (0, 1):
             raise UserError(f"'input' has {asked} turns and 'output' {replied}; expected as many, or one reply fewer")
         context = _context(record)
-    texts = (record["id"], context, record.get("personality", ""), record["reply"])
+    texts = (record["id"], context, record["personality"], record["reply"])
     if not dataset.is_unicode("".join(texts)):
         raise UserError(f"a text has {dataset.NOT_UNICODE}")
     return Prediction(where, *texts)

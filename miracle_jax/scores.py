@@ -56,16 +56,18 @@ class Kept:
         known = {}
         whole = 0
         for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+            if not line.endswith(b"\n"):
+                break
             try:
                 known |= json.loads(line)
-            except ValueError:
-                if line.endswith(b"\n"):
-                    raise UserError(f"{path} is damaged; delete it, and its scores are computed again") from None
-                break
+            except (ValueError, TypeError):
+                raise UserError(f"{path} is damaged; delete it, and its scores are computed again") from None
             whole += len(line)
         new = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
+        if not new:
+            return np.array([known[key] for key in keys], np.float32)
         with path.open("ab") as file:
-            file.truncate(whole)
+            file.truncate(whole)  # a chunk that was cut short
             for start in range(0, len(new), CHUNK):
                 some = list(new)[start : start + CHUNK]
                 rows = np.asarray(compute([new[key] for key in some]), np.float32).tolist()
@@ -100,10 +102,9 @@ def score(
     if judges:
         paper, released = _personalization(judges, replies, wanted, kept)
         paper = {name: np.where(said | np.isnan(values), values, 0.0) for name, values in paper.items()}
-    pairs = list(zip(replies, references, strict=True))
-    paper["bleu"] = np.array([metrics.bleu(*pair) for pair in pairs])
-    released["bleu"] = np.array([metrics.released_bleu(*pair) for pair in pairs])
-    paper["rouge"] = released["rouge"] = np.array([metrics.rouge(*pair) for pair in pairs])
+    likeness = _kept(kept, "likeness", list(zip(replies, references, strict=True)), _likeness)
+    paper["bleu"], released["bleu"], paper["rouge"] = likeness.astype(float).T
+    released["rouge"] = paper["rouge"]
     if judges and judges.consistency:
         exchanges = [(*context, reply) for context, reply in zip(contexts, replies, strict=True)]
         belongs = _kept(
@@ -112,13 +113,16 @@ def score(
         )  # fmt: skip
         paper["nli"], released["nli"] = (said & (belongs > 0.5)).astype(float), belongs.astype(float)
     if language_model:
-        nats = _kept(kept, f"nats-{language_model.fingerprint}", replies, language_model.score)
+        nats = _kept(kept, f"nats-{language_model.fingerprint}", replies, language_model.score) * said[:, None]
         paper["ppl"] = _defined(fluency.perplexity, nats)
         released["ppl"] = _defined(fluency.released_perplexity, nats)
     paper["distinct"] = np.array([metrics.distinct(replies)["mean"]])
     released["distinct"] = np.array([metrics.released_distinct(replies)["mean"]])
     paper["self_bleu"] = metrics.self_bleu(replies, seed)
-    released["self_bleu"] = metrics.released_self_bleu(replies, seed)
+    whole = _kept(
+        kept, "released-self-bleu", [(seed, *replies)], lambda _: metrics.released_self_bleu(replies, seed)[None]
+    )
+    released["self_bleu"] = whole[0].astype(float)
     return Scores(paper, released)
 
 
@@ -156,6 +160,13 @@ def _personalization(judges, replies, wanted, kept) -> tuple[dict[str, np.ndarra
         counts = (~np.isnan(columns)).sum(axis=0)
         block[AVERAGE] = np.where(counts, np.nansum(columns, axis=0) / np.maximum(counts, 1), np.nan)
     return paper, released
+
+
+def _likeness(pairs: list[tuple[str, str]]) -> np.ndarray:
+    """(N, 3) BLEU, the released code's BLEU and ROUGE of (reply, reference)."""
+    return np.array(
+        [[metric(*pair) for metric in (metrics.bleu, metrics.released_bleu, metrics.rouge)] for pair in pairs]
+    )
 
 
 def _kept(kept: Kept | None, name: str, items: Sequence, compute: Callable[[list], np.ndarray]) -> np.ndarray:

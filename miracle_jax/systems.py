@@ -68,8 +68,8 @@ class Variant:
     """Which attributes are controlled."""
     judged: tuple[bool, ...] = ()
     """Which attributes count."""
-    strength: tuple[str, float] | None = None
-    """Its place in a curve: ("lambda", 4.0)."""
+    strength: tuple[str, str, float] | None = None
+    """Its place in a curve: (run, "lambda", 4.0)."""
 
 
 @dataclass
@@ -84,7 +84,7 @@ class System:
     everything: list[str] | None = None
     """To every instance with every personality, the personalities of an instance together."""
     facts: dict = field(default_factory=dict)
-    strength: tuple[str, float] | None = None
+    strength: tuple[str, str, float] | None = None
     scores: Scores | None = None
     counterfactual: np.ndarray | None = None
     """(instances, personalities, A), as `scores.accuracy`."""
@@ -130,12 +130,12 @@ def variants_of(kind: str, name: str, sample: config.Sample, schema: Schema) -> 
         weights = [
             Variant(
                 f"{name}, lambda {weight:g}", dataclasses.replace(sample, weight=weight), 1, everything, everything,
-                ("lambda", weight),
+                (name, "lambda", weight),
             )
             for weight in WEIGHTS
         ]  # fmt: skip
         drawn = dataclasses.replace(sample, start="draw")
-        draws = [Variant(f"{name}, K {k}", drawn, k, everything, everything, ("K", k)) for k in DRAWS]
+        draws = [Variant(f"{name}, K {k}", drawn, k, everything, everything, (name, "K", k)) for k in DRAWS]
         return [whole, *weights, *draws]
     return [whole]
 
@@ -162,7 +162,7 @@ def answer(
         with storage.replacing(timing) as file:
             file.write(json.dumps(clock | {"replies": written, "on": mesh.hardware()}).encode())
     not_ok = sum(not json.loads(line)["ok"] for line in path.read_bytes().splitlines())
-    facts = {"replies": len(tasks), "not_ok": not_ok}
+    facts = {"replies": len(tasks), "not_ok": not_ok, "settings": _settings(variant, decode)}
     if timing.exists():
         known = json.loads(timing.read_bytes())
         if known["replies"]:
@@ -173,6 +173,16 @@ def answer(
     return System(variant.name, replies, wanted, to_every, facts, variant.strength)
 
 
+def _settings(variant: Variant, decode: config.Decode) -> dict:
+    """What differs from the defaults of config.Sample and config.Decode, by flag."""
+    changed = {"samples": variant.samples} if variant.samples > 1 else {}
+    for group, part in (("sample", variant.sample), ("decode", decode)):
+        for name, default in dataclasses.asdict(type(part)()).items():
+            if getattr(part, name) != default:
+                changed[f"{group}.{name}"] = getattr(part, name)
+    return changed
+
+
 def read(name: str, path: str, test: TestSet, counterfactual: bool) -> System:
     """A system whose replies are in a file."""
     replies = read_answers(path, test.tasks(test.labels, list(test.chosen)), test.ids, test.schema)
@@ -181,8 +191,8 @@ def read(name: str, path: str, test: TestSet, counterfactual: bool) -> System:
         ids, rows = everything(test)
         try:
             every = read_answers(path, test.tasks(rows, ids), test.ids, test.schema)
-        except UserError:
-            print(f"{name} does not answer with every personality; it has no counterfactual figures", file=sys.stderr)
+        except UserError as error:
+            print(f"{name} has no counterfactual figures: {error}", file=sys.stderr)
     return System(name, replies, test.labels, every)
 
 

@@ -28,17 +28,20 @@ ASPECT_OF = {"nli": "coherence", "bleu": "coherence", "ppl": "fluency", "distinc
 LOWER_IS_BETTER = ("ppl", "self_bleu")
 SIGNIFICANT = 0.05
 DAGGER = "†"
+OWN = "the judges' own accuracy"
 
 
 def write(out: Path, setup: dict, test: TestSet, systems: Sequence[System], seed: int) -> dict:
     """Writes the four files into the folder `out`. Returns the content of report.json:
 
     {"setup", "attributes": {name: short name}, "systems": {name: figures}, "times": {name: {...}}}, where figures are
-      "paper": {metric: {"mean", "low", "high"}}, the interval a bootstrap's of 95 %; "released": {metric: mean};
+      "paper": {metric: {"mean", "low", "high", "count"}}, the interval a bootstrap's of 95 %, over `count` replies;
+      "released": {metric: mean};
       "compared": {metric: as `significance.paired`, this system minus the first};
       "by_personality": {personality: mean over attributes};
       "counterfactual": {"agrees", "contradicts": {attribute: accuracy}}, where every personality was asked for;
-      "not_ok": latents that did not arrive; "strength": its place in a curve.
+      "silent": replies without a word; "not_ok": latents that did not arrive; "settings": flags that are not at their
+      defaults; "strength": its place in a curve.
     """
     schema, first = test.schema, systems[0]
     times = ("training_seconds", "trained_on", "seconds_per_1000", "answered", "answered_on")
@@ -52,6 +55,7 @@ def write(out: Path, setup: dict, test: TestSet, systems: Sequence[System], seed
                 "compared": {} if system is first else _compared(system, first, seed),
                 "by_personality": _by_personality(system, test),
                 "counterfactual": _counterfactual(system, test),
+                "silent": sum(not reply.strip() for reply in system.replies),
                 "strength": system.strength,
             } | {name: fact for name, fact in system.facts.items() if name not in times}
             for system in systems
@@ -63,7 +67,7 @@ def write(out: Path, setup: dict, test: TestSet, systems: Sequence[System], seed
             json.dumps(line, ensure_ascii=False) + "\n" for line in _details(test, systems)
         ),
         "report.md": markdown(result),
-        "report.json": json.dumps(result, indent=1, ensure_ascii=False),
+        "report.json": json.dumps(_rounded(result), indent=1, ensure_ascii=False),
     }  # fmt: skip
     for name, text in files.items():
         with storage.replacing(out / name) as file:
@@ -73,15 +77,29 @@ def write(out: Path, setup: dict, test: TestSet, systems: Sequence[System], seed
     return result
 
 
+def _rounded(tree):
+    """Floats to six places: what is beyond depends on which texts a model read together."""
+    if isinstance(tree, Mapping):
+        return {key: _rounded(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_rounded(value) for value in tree]
+    return round(tree, 6) if isinstance(tree, float) else tree
+
+
 def _figure(values: np.ndarray, seed: int) -> dict:
     known = values[~np.isnan(values)]
     low, high = interval(known, seed) if len(known) > 1 else (None, None)
-    return {"mean": mean(values), "low": low, "high": high}
+    return {"mean": mean(values), "low": low, "high": high, "count": len(known)}
 
 
 def _compared(system: System, first: System, seed: int) -> dict:
+    """Without what single replies do not have, or not independently of each other; and without the average where it is
+    over other attributes."""
     one, other = system.scores.paper, first.scores.paper
-    return {name: paired(one[name], other[name], seed) for name in one if len(one[name]) == len(system.replies)}
+    names = [name for name in one if name not in ("distinct", "self_bleu")]
+    if ((system.wanted >= 0).any(axis=0) != (first.wanted >= 0).any(axis=0)).any():
+        names.remove(AVERAGE)
+    return {name: paired(one[name], other[name], seed) for name in names}
 
 
 def _by_personality(system: System, test: TestSet) -> dict[str, float | None]:
@@ -130,24 +148,33 @@ def markdown(result: dict) -> str:
     """The content of report.md."""
     setup, systems = result["setup"], result["systems"]
     first = next(iter(systems))
-    overlap = setup["judges_overlap"] or {}
-    known = "{shared} of the {learned_from} replies that they learned from also trained " + first
     lines = [
         "# Evaluation", "",
         f"- data: {setup['data']}, {setup['contexts']} contexts, {setup['personalities']} personalities; "
         f"seed {setup['seed']}",
-        f"- judges: {setup['judges']}" + (f"; {known.format(**overlap)}" if overlap else ""),
+        f"- judges: {setup['judges']}",
+        *(
+            f"- replies that the judges learned from and {name} too: "
+            + ("{shared} of {learned_from}".format(**overlap) if overlap else "not known")
+            for name, overlap in setup["judges_overlap"].items()
+        ),
         f"- language model of PPL: {setup['language_model'] or 'none'}",
+        *(
+            f"- {name}: " + ", ".join(f"{flag} {value}" for flag, value in figures["settings"].items())
+            for name, figures in systems.items() if figures.get("settings")
+        ),
         "", "## As the paper words it", "",
         "In percent, PPL aside. Bold: the best, references aside. "
         f"{DAGGER}: differs from {first} by a paired t-test (p < {SIGNIFICANT}).", "",
         *_pipes(table(result, "paper", bold=True)), "",
+        *_remarks(result),
     ]  # fmt: skip
     others = {name: figures["compared"] for name, figures in systems.items() if figures["compared"]}
     if others:
         lines += [
             f"## Difference from {first}", "",
-            "Mean difference on the same instances, its 95 % bootstrap interval, p of the paired t-test.", "",
+            "Mean difference on the same instances, its 95 % bootstrap interval, p of the paired t-test. Distinct and "
+            "self-BLEU are missing, since they belong to all replies together.", "",
             *_pipes(_differences(result, others)), "",
         ]  # fmt: skip
     lines += [
@@ -168,11 +195,26 @@ def markdown(result: dict) -> str:
         ]  # fmt: skip
     if result["times"]:
         lines += [
-            "## Efficiency", "", "Validation and compilation aside (Table 5).", "", *_pipes(_efficiency(result)), "",
+            "## Efficiency", "",
+            "Training: the steps of stage 1 with their compilation; reading of texts, warm-up, validation and stage 2 "
+            "aside. Replies: compilation aside (Table 5).", "",
+            *_pipes(_efficiency(result)), "",
         ]  # fmt: skip
-    failed = {name: figures["not_ok"] for name, figures in systems.items() if figures.get("not_ok")}
-    lines += [f"{number} latents of {name} did not arrive (not ok).\n" for name, number in failed.items()]
     return "\n".join(lines)
+
+
+def _remarks(result: dict) -> list[str]:
+    """What the first table does not show."""
+    lines = []
+    for name, figures in result["systems"].items():
+        if figures.get("not_ok"):
+            lines.append(f"{figures['not_ok']} latents of {name} did not arrive (not ok).")
+        if figures["silent"]:
+            lines.append(f"{figures['silent']} replies of {name} have no word.")
+        perplexity = figures["paper"].get("ppl")
+        if perplexity and perplexity["count"] < result["setup"]["contexts"]:
+            lines.append(f"The PPL of {name} is over {perplexity['count']} replies; the others are too short.")
+    return [line for remark in lines for line in (remark, "")]
 
 
 def terminal(result: dict) -> str:
@@ -216,11 +258,14 @@ def table(result: dict, block: str, bold: bool) -> list[list[str]]:
             compared = figures["compared"].get(name) if block == "paper" and bold else None
             cells.append(cell + DAGGER * bool(compared and compared["p"] is not None and compared["p"] < SIGNIFICANT))
         rows.append([system, *cells])
+    return [*rows, [OWN, *(_shown(name, _own_accuracy(result).get(name)) for name in names)]]
+
+
+def _own_accuracy(result: dict) -> dict[str, float | None]:
+    """The judges', by the names of the scores that they give."""
     own = result["setup"]["judges_accuracy"]
     measured = [own[name] for name in result["attributes"] if own[name] is not None]
-    known = {AVERAGE: np.mean(measured) if measured else None} | own | {"nli": own.get("consistency")}
-    rows.append(["the judges' own accuracy", *(_shown(name, known.get(name)) for name in names)])
-    return rows
+    return {AVERAGE: np.mean(measured) if measured else None} | own | {"nli": own.get("consistency")}
 
 
 def _shown(name: str, value: float | None) -> str:
@@ -256,7 +301,7 @@ def _agreement(result: dict, asked: Mapping[str, dict]) -> list[list[str]]:
     rows = [["", *(f"{head} {part}" for head in names.values() for part in parts)]]
     for system, found in asked.items():
         rows.append([system, *(_shown(name, found[part][name]) for name in names for part in parts)])
-    return rows
+    return [*rows, [OWN, *(_shown(name, _own_accuracy(result)[name]) for name in names for _ in parts)]]
 
 
 def _efficiency(result: dict) -> list[list[str]]:
@@ -284,7 +329,7 @@ def _figures(result: dict):
     from matplotlib.figure import Figure  # no pyplot: it would look for a display
 
     systems = result["systems"]
-    curves = {kind for figures in systems.values() if figures["strength"] for kind in [figures["strength"][0]]}
+    curves = sorted({figures["strength"][0] for figures in systems.values() if figures["strength"]})
     rows = 2 + bool(curves)
     figure = Figure(figsize=(13, 4.6 * rows), layout="constrained")
     axes = figure.subplots(rows, 2)
@@ -295,11 +340,11 @@ def _figures(result: dict):
 
     names = {AVERAGE: "average"} | {name: name.replace("_", " ") for name in result["attributes"]}
     shown = {name: figures for name, figures in systems.items() if not figures["strength"]}
-    _bars(axes[0, 0], list(names.values()), {s: [share(f, n) for n in names] for s, f in shown.items()})
+    _bars(axes[0, 0], list(map(_label, names.values())), {s: [share(f, n) for n in names] for s, f in shown.items()})
     axes[0, 0].set(title="control accuracy by attribute (%)", ylim=(0, 100))
     groups = list(next(iter(shown.values()))["by_personality"])
     by = {s: [np.nan if (x := f["by_personality"][g]) is None else 100 * x for g in groups] for s, f in shown.items()}
-    _bars(axes[0, 1], [group.replace(", ", "\n") for group in groups], by)
+    _bars(axes[0, 1], [_label(group).replace(", ", "\n") for group in groups], by)
     axes[0, 1].set(title="control accuracy by personality (%)", ylim=(0, 100))
     axes[0, 1].tick_params(axis="x", labelsize=6)
 
@@ -311,19 +356,18 @@ def _figures(result: dict):
         for system, figures in systems.items():
             if (name, system) != ("bleu", REFERENCES):  # they are their own references
                 marker = "*" if system == REFERENCES else "." if figures["strength"] else "o"
-                panel.plot(share(figures, name), share(figures, AVERAGE), marker, label=system)
+                panel.plot(share(figures, name), share(figures, AVERAGE), marker, label=_label(system))
         panel.set(xlabel=f"{COLUMNS[name][:-1]}{'' if name == 'ppl' else ' (%)'}", ylabel="control accuracy (%)")
         panel.set(title=f"control against {ASPECT_OF[name]}")
         if len(systems) <= 10:
             panel.legend(fontsize=7)
     for panel, kind in zip(axes[2], ("lambda", "K"), strict=True) if curves else ():
-        points = sorted((f["strength"][1], f) for f in systems.values() if f["strength"] and f["strength"][0] == kind)
-        for name, label in (
-            (AVERAGE, "control accuracy (%)"),
-            (coherence, COLUMNS[coherence][:-1] + " (%)"),
-            ("ppl", "PPL"),
-        ):
-            panel.plot([x for x, _ in points], [share(f, name) for _, f in points], "o-", label=label)
+        for run in curves:
+            own = [f for f in systems.values() if f["strength"] and f["strength"][:2] == (run, kind)]
+            labels = {AVERAGE: "control accuracy (%)", coherence: f"{COLUMNS[coherence][:-1]} (%)", "ppl": "PPL"}
+            for name, label in labels.items():
+                strengths = [f["strength"][2] for f in own]
+                panel.plot(strengths, [share(f, name) for f in own], "o-", label=_label(f"{run}: {label}"))
         panel.set(title=f"strength: {kind}", xlabel=kind)
         panel.set_xscale("symlog" if kind == "lambda" else "log", base=2)
         panel.legend(fontsize=7)
@@ -333,6 +377,12 @@ def _figures(result: dict):
 def _bars(panel, groups: Sequence[str], heights: Mapping[str, Sequence[float]]) -> None:
     width = 0.8 / len(heights)
     for i, (label, values) in enumerate(heights.items()):
-        panel.bar(np.arange(len(groups)) + (i - (len(heights) - 1) / 2) * width, values, width, label=label)
+        panel.bar(np.arange(len(groups)) + (i - (len(heights) - 1) / 2) * width, values, width, label=_label(label))
     panel.set_xticks(range(len(groups)), groups)
     panel.legend(fontsize=7, loc="lower right")
+
+
+def _label(name: str) -> str:
+    """A name as Matplotlib shows it: not taken for a formula, and not left out of the legend."""
+    name = name.replace("$", r"\$")
+    return f" {name}" if name.startswith("_") else name

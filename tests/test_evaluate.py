@@ -128,9 +128,10 @@ def test_every_column_of_table_1_twice_and_nothing_is_computed_twice(run, labell
         for block in ({n: f["mean"] for n, f in figures["paper"].items()}, figures["released"]):
             assert set(block) == {AVERAGE, *micro.REPLIES, *COLUMNS} and block["ppl"] > 1
             assert {n: v for n, v in block.items() if n != "ppl" and not 0 <= v <= 1 + 1e-9} == {}
-    overlap = report["setup"]["judges_overlap"]
+    overlap = report["setup"]["judges_overlap"]["run"]
     assert overlap["shared"] == overlap["learned_from"] > 0  # these judges learned from the run's own training answers
-    assert "replies that they learned from also trained run" in (out / "report.md").read_text()
+    both = "- replies that the judges learned from and run too: {shared} of {learned_from}\n".format(**overlap)
+    assert both in (out / "report.md").read_text()
     before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
     for module, name in ((judge.Judges, "attributes"), (judge.Judges, "consistency"), (generate, "write_file")):
         monkeypatch.setattr(module, name, lambda *_: pytest.fail("computed again"))
@@ -159,6 +160,8 @@ def test_each_attribute_alone_is_asked_for_and_judged_alone(run, labelled, tmp_p
     for a, (name, system) in enumerate(zip(micro.REPLIES, ("run: L.", "run: A.", "run: M."), strict=True)):
         paper = report["systems"][system]["paper"]
         assert paper[AVERAGE]["mean"] == paper[name]["mean"]
+        compared = report["systems"][system]["compared"]  # an average over one is not compared with that over three
+        assert AVERAGE not in compared and compared[name] is not None
         assert [paper[other]["mean"] for other in micro.REPLIES if other != name] == [None, None]
         asked = [line["systems"][system]["personality"] for line in lines]
         assert asked == [personality.split(", ")[a] for personality in ALL]
@@ -169,7 +172,7 @@ def test_each_attribute_alone_is_asked_for_and_judged_alone(run, labelled, tmp_p
 def test_the_strength_of_the_control_is_a_curve(run, labelled, tmp_path):
     flags = ["--data", labelled, "--per-personality", 1]
     report = evaluated(run, *flags, "--variants", "strength", out=tmp_path / "out")
-    curve = [tuple(figures["strength"]) for figures in report["systems"].values() if figures["strength"]]
+    curve = [tuple(figures["strength"][1:]) for figures in report["systems"].values() if figures["strength"]]
     assert curve == [("lambda", w) for w in systems.WEIGHTS] + [("K", k) for k in systems.DRAWS]
     assert systems.WEIGHTS == (0.0, 0.5, 1.0, 2.0, 4.0, 16.0, 64.0, 128.0)
     lines = details(tmp_path / "out")
@@ -188,6 +191,16 @@ def test_a_report_says_how_many_latents_failed(run, labelled, tmp_path, capsys):
     assert report["systems"]["run"]["not_ok"] == 8
     assert "8 latents of run are not ok" in capsys.readouterr().out
     assert "8 latents of run did not arrive" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_two_runs_have_a_curve_each_whatever_they_are_called(run, labelled, tmp_path, monkeypatch):
+    monkeypatch.setattr(systems, "WEIGHTS", (0.0, 1.0))
+    monkeypatch.setattr(systems, "DRAWS", (1,))
+    second = shutil.copytree(run, tmp_path / "_a$_$b{c}")
+    flags = ["--data", labelled, "--per-personality", 1, "--variants", "strength"]
+    report = evaluated(run, second, *flags, out=tmp_path / "out")
+    assert [f["strength"][0] for f in report["systems"].values() if f["strength"]] == ["run"] * 3 + ["_a$_$b{c}"] * 3
+    assert (tmp_path / "out" / "report.png").stat().st_size > 10_000
 
 
 # ------------------------------------------------------------------------------------------------ files of replies
@@ -212,8 +225,8 @@ def judged(tiny_model):
 
 def test_systems_of_others_beside_a_run(run, labelled, answers, tmp_path):
     lines = [line | {"reply": ("No", "", "ж 🙂")[n % 3]} for n, line in enumerate(answers)]
-    for line in lines:
-        del line["personality"]  # it answers whatever is wanted
+    for line in lines:  # it answers whatever is wanted, and its ids are numbers
+        line.update(personality=None, id=int(line["id"]))
     named = [
         f"echo={write_answers(tmp_path / 'echo.jsonl', answers[::-1])}",
         f"short={write_answers(tmp_path / 'short.jsonl', lines)}",
@@ -227,7 +240,9 @@ def test_systems_of_others_beside_a_run(run, labelled, answers, tmp_path):
     empty = [line["systems"]["short"] for line in details(tmp_path / "out") if not line["systems"]["short"]["reply"]]
     assert len(empty) == 5 and all(line[AVERAGE] == line["bleu"] == line["rouge"] == 0 for line in empty)
     assert found["run"]["compared"] == {} and found["echo"]["compared"]["bleu"]["difference"] > 0
-    assert "distinct" not in found["echo"]["compared"]  # no single reply has it
+    assert not {"distinct", "self_bleu"} & set(found["echo"]["compared"])  # no single reply has them
+    assert found["short"]["silent"] == 5 and found["run"]["settings"] == {"decode.max_new_tokens": 14}
+    assert "5 replies of short have no word." in (tmp_path / "out" / "report.md").read_text()
     assert list(report["times"]) == ["run"]
 
 
@@ -285,6 +300,7 @@ def test_control_is_split_by_whether_the_context_agrees(run, labelled, answers, 
         (lambda a: [{"id": a[0]["id"]}, *a[1:]], "{path}:1: 'reply' is missing or not a text"),
         (lambda a: [a[0] | {"input": ["Who?"], "output": []}, *a[1:]], "{path}:1: id '{0}' has another context than"),
         (lambda a: [a[0] | {"input": "Who?"}, *a[1:]], "{path}:1: 'input' is missing or not a list of texts"),
+        (lambda a: [a[0] | {"id": None}, *a[1:]], "{path}:1: 'id' is missing or not a text"),
         (lambda a: [], "{path}:1: there is no reply; expected one JSON object a line"),
     ],
 )  # fmt: skip
@@ -307,6 +323,7 @@ def figures(*means, compared=None):
     return {
         "paper": {name: {"mean": value, "low": value, "high": value} for name, value in named.items()},
         "released": named, "compared": compared or {}, "by_personality": {}, "counterfactual": None, "strength": None,
+        "silent": 0,
     }  # fmt: skip
 
 
@@ -379,9 +396,13 @@ def test_what_is_no_way_to_evaluate_is_one_sentence(run, labelled, tmp_path, cap
         (["--predictions", "run"], "--predictions 'run' is not of the form NAME=FILE.jsonl"),
         (["--predictions", f"a={tmp_path}/none.jsonl"], f"file {tmp_path}/none.jsonl does not exist"),
         (["--judges", tmp_path], f"{tmp_path} holds no judges"),
+        (
+            ["--judges", tmp_path, "--train", f"attitude={labelled}"],
+            "--train and --validation are of judges that learn",
+        ),
     ):
         assert fails(evaluate.main, capsys, run, *data, "--per-personality", 1, *flags).startswith(message)
-    assert fails(evaluate.main, capsys, run, run) == "a run is named twice; name each once"
+    assert fails(evaluate.main, capsys, run, f"{run.parent}/./run") == "a run is named twice; name each once"
     same = write_answers(tmp_path / "a.jsonl", [])
     assert fails(evaluate.main, capsys, "--predictions", f"a={same}", f"a={same}").startswith("--predictions names 'a'")
 

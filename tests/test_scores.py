@@ -35,7 +35,7 @@ class FakeLanguageModel:
     fingerprint = "fake"
 
     def score(self, replies):
-        return np.array([([5 * math.log(7), 6], [0, 1], [0, 1])[REPLIES.index(reply)] for reply in replies])
+        return np.array([([5 * math.log(7), 6], [0, 1], [1, 3])[REPLIES.index(reply)] for reply in replies])
 
 
 def test_the_papers_words_and_the_released_code():
@@ -111,7 +111,7 @@ def test_what_a_killed_run_scored_is_not_scored_again(tmp_path, monkeypatch):
         Kept(tmp_path).of("lengths", TEXTS, Counting(fails_at="dddd"))
     path = tmp_path / "lengths.jsonl"
     with path.open("ab") as file:
-        file.write(b'{"cut sho')
+        file.write(b'{"cut short": [1, 2]}')  # all but the end of the line
     compute = Counting()
     found = Kept(tmp_path).of("lengths", TEXTS, compute)
     assert compute.asked == ["ccc", "dddd"] and found[:, 0].tolist() == [1, 2, 1, 3, 4, 2]
