@@ -9,9 +9,9 @@ answering what is asked for. With `--control none` nothing does.
 
 The same command again resumes. In the end the contexts of --data (`test`, the bundled test set, or a file as `python -m
 miracle_jax.generate --data` reads it) are answered with the personality that they are labelled with, or with
-`--personality all` with every one, into WORKDIR/replies.jsonl; WORKDIR/baseline.json tells what that took. Of the config
-the encoder's weights, the latent, the losses and the sampler play no part; decoder.word_dropout, by which a decoder is
-made to listen to z, does (--decoder.word-dropout 0 switches it off).
+`--personality all` with every one, into WORKDIR/replies.jsonl; WORKDIR/baseline.json tells what that took. Of the
+config the encoder's weights, the latent, the losses and the sampler play no part; decoder.word_dropout, by which a
+decoder is made to listen to z, does (--decoder.word-dropout 0 switches it off).
 """
 
 import argparse
