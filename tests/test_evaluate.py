@@ -83,7 +83,7 @@ def test_a_run_with_and_without_its_energy(run, tiny_model, labelled, capsys):
     evaluate.main([str(run), "--data", labelled, "--per-personality", "1"])
     out = run / "evaluation"
     assert {path.name for path in out.iterdir()} == {
-        "report.md", "report.json", "report.png", "details.jsonl", "replies"
+        "report.md", "report.json", "report.png", "details.jsonl", "replies", "scores"
     }  # fmt: skip
     report, lines = json.loads((out / "report.json").read_text()), details(out)
     assert report["setup"]["contexts"] == report["setup"]["personalities"] == len(lines) == 8
@@ -282,7 +282,7 @@ def test_control_is_split_by_whether_the_context_agrees(run, labelled, answers, 
     for part in split["all"].values():
         assert part[AVERAGE] == pytest.approx(np.mean([part[name] for name in micro.REPLIES]))
     assert split["labelled"] is split["references"] is None
-    assert "labelled does not answer with every personality" in capsys.readouterr().err
+    assert "labelled has no counterfactual figures: " in capsys.readouterr().err
     assert "## Counterfactual control" in (tmp_path / "out" / "report.md").read_text()
     report = evaluated(run, "--data", labelled, "--per-personality", 1, "--counterfactual", True, out=tmp_path / "run2")
     without = report["systems"]["run w/o energy"]["counterfactual"]
