@@ -175,8 +175,10 @@ class Judges:
         file = folder / "judges.safetensors"
         tensors = {name: tensor.read() for name, tensor in hub.tensors_of(file).items()}
         parts = unflatten_dict(tensors, sep=".")
-        names = enumerate((*self.schema.names, CONSISTENCY))
-        self._judges = {name: Judge(self.encoder, **parts[str(i)]) for i, name in names}
+        names = (*self.schema.names, CONSISTENCY)
+        if parts.keys() != {str(i) for i in range(len(names))}:
+            raise UserError(f"{file} does not hold the {len(names)} judges that {folder} lists; train them again")
+        self._judges = {name: Judge(self.encoder, **parts[str(i)]) for i, name in enumerate(names)}
         self.fingerprint = checkpoint.fingerprint((self.encoder.params, parts))[:16]
         self.accuracy = {name: fact["accuracy"] for name, fact in self.facts["judges"].items()}
         trained = "with a head" if self.facts["options"]["frozen"] else "fine-tuned"
