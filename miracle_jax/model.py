@@ -77,6 +77,11 @@ def read_run(workdir: str | Path) -> Stored:
     """
     workdir = storage.run_folder(workdir)
     run = config.load_run(workdir)
+    if (workdir / "baseline.json").is_file():
+        raise UserError(
+            f"{workdir} holds a baseline, which has no latent; python -m miracle_jax.evaluate takes its replies with "
+            f"--predictions NAME={workdir / 'replies.jsonl'}"
+        )
     if not (workdir / "model.json").is_file():
         raise UserError(f"{workdir} is not finished (no model.json); run its python -m miracle_jax.train command again")
     try:

@@ -490,3 +490,5 @@ def test_a_folder_without_a_finished_run_is_one_sentence(tiny_run, tmp_path, cap
     assert f"{tmp_path} holds no run (no config.json)" in fails(main, capsys, tmp_path)
     shutil.copy(tiny_run.workdir / "config.json", tmp_path)
     assert f"{tmp_path} is not finished (no model.json)" in fails(main, capsys, tmp_path)
+    (tmp_path / "baseline.json").touch()
+    assert f"--predictions NAME={tmp_path}/replies.jsonl" in fails(main, capsys, tmp_path)
