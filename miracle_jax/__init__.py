@@ -40,7 +40,7 @@ The files, in the order in which a sentence travels:
     predictions.py   replies of any system to a test set
     systems.py       what is compared: runs in variants, files of replies
     significance.py  how sure a figure is
-    tables.py        the report
+    tables.py        the report; figures.py draws it
     evaluate.py      systems against each other                         python -m miracle_jax.evaluate
     baseline.py      decoders without a latent, to be beaten            python -m miracle_jax.baseline
     ablation.py      the model without its parts                        python -m miracle_jax.ablation

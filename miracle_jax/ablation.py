@@ -17,6 +17,7 @@ from miracle_jax import evaluate
 from miracle_jax.command_line import parse
 from miracle_jax.config import Config
 from miracle_jax.errors import UserError, one_sentence
+from miracle_jax.judge import Judges
 from miracle_jax.train import read_command, train
 
 WITHOUT = {"posterior": {"posterior": False}, "gap": {"gap": 0.0}, "classify": {"classify": 0.0}}
@@ -53,6 +54,8 @@ def main(argv: list[str] | None = None) -> None:
             )
         runs = {name: str(folder / name) for name in configs}
         evaluate.check(runs, options)
+        if judges := options["miracle"].judges:
+            Judges(judges)  # read again after the trainings; what is wrong with them is to be known before
         for name, own in configs.items():
             print(f"---- {name}", flush=True)
             train(own, folder / name)

@@ -26,7 +26,7 @@ from typing import Literal
 
 import numpy as np
 
-from miracle_jax import config, dataset, storage, systems, tables, word_judges
+from miracle_jax import config, dataset, figures, storage, systems, tables, word_judges
 from miracle_jax.attributes import UNKNOWN, Schema
 from miracle_jax.command_line import parse, split_words
 from miracle_jax.errors import UserError, one_sentence
@@ -135,7 +135,9 @@ def evaluate(runs: Mapping[str, str], options: Mapping[str, Options], out: Path)
         "seed": shared.seed, "judges": judges.about, "judges_accuracy": judges.accuracy, "judges_overlap": overlap,
         "language_model": shared.language_model or None,
     }  # fmt: skip
-    return tables.write(out, setup, test, found, shared.seed)
+    result = tables.write(out, setup, test, found, shared.seed)
+    figures.draw(out, result)
+    return result
 
 
 def _overlap(judges: Judges, data: config.Data, schema: Schema) -> dict | None:
@@ -190,8 +192,6 @@ def check(runs: Mapping[str, str], options: Mapping[str, Options]) -> None:
     if shared.judges and (shared.train or shared.validation):
         raise UserError("--train and --validation are of judges that learn here; leave them out beside --judges")
     named_files(shared.predictions)
-    if shared.judges:
-        Judges(shared.judges)
 
 
 def _named(workdirs: Sequence[str]) -> dict[str, str]:

@@ -98,10 +98,9 @@ def score(
       kept: scores by models that need not be computed again; without it all are.
     """
     paper, released = {}, {}
-    said = np.array([bool(reply.strip()) for reply in replies])
+    said = _said(replies)
     if judges:
         paper, released = _personalization(judges, replies, wanted, kept)
-        paper = {name: np.where(said | np.isnan(values), values, 0.0) for name, values in paper.items()}
     likeness = _kept(kept, "likeness", list(zip(replies, references, strict=True)), _likeness)
     paper["bleu"], released["bleu"], paper["rouge"] = likeness.astype(float).T
     released["rouge"] = paper["rouge"]
@@ -130,10 +129,8 @@ def accuracy(
     judges: Judges | WordJudges, replies: Sequence[str], wanted: np.ndarray, kept: Kept | None = None
 ) -> np.ndarray:
     """(N, A) 1 where the wanted aspect wins, 0 where another does or nothing is said, NaN where none is wanted."""
-    said = np.array([bool(reply.strip()) for reply in replies])
     paper, _ = _personalization(judges, replies, wanted, kept)
-    values = np.stack([paper[name] for name in judges.schema.names], axis=1)
-    return np.where(said[:, None] | np.isnan(values), values, 0.0)
+    return np.stack([paper[name] for name in judges.schema.names], axis=1)
 
 
 def mean(values: np.ndarray) -> float | None:
@@ -153,13 +150,18 @@ def _personalization(judges, replies, wanted, kept) -> tuple[dict[str, np.ndarra
     for a, (name, probabilities) in enumerate(zip(judges.schema.names, np.split(columns, sizes, axis=1), strict=True)):
         known = wanted[:, a] >= 0
         aspect = np.where(known, wanted[:, a], 0)
-        paper[name] = np.where(known, probabilities.argmax(axis=1) == aspect, np.nan)
+        paper[name] = np.where(known, _said(replies) & (probabilities.argmax(axis=1) == aspect), np.nan)
         released[name] = np.where(known, np.take_along_axis(probabilities, aspect[:, None], axis=1)[:, 0], np.nan)
     for block in (paper, released):
         columns = np.stack([block[name] for name in judges.schema.names])
         counts = (~np.isnan(columns)).sum(axis=0)
         block[AVERAGE] = np.where(counts, np.nansum(columns, axis=0) / np.maximum(counts, 1), np.nan)
     return paper, released
+
+
+def _said(replies: Sequence[str]) -> np.ndarray:
+    """(N,) whether a reply has a word."""
+    return np.array([bool(reply.strip()) for reply in replies])
 
 
 def _likeness(pairs: list[tuple[str, str]]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What an evaluation writes: report.md, report.json, report.png and details.jsonl, in the form of the paper's tables.
+"""What an evaluation writes: report.md, report.json and details.jsonl, in the form of the paper's tables.
 
 Shares are in percent where people read them, and from 0 to 1 in the files for programs.
 """
@@ -24,7 +24,6 @@ COLUMNS = {
     "self_bleu": "sBLEU↓",
 }
 """After the personalization, as Table 1 has them."""
-ASPECT_OF = {"nli": "coherence", "bleu": "coherence", "ppl": "fluency", "distinct": "diversity"}
 LOWER_IS_BETTER = ("ppl", "self_bleu")
 SIGNIFICANT = 0.05
 DAGGER = "†"
@@ -32,7 +31,7 @@ OWN = "the judges' own accuracy"
 
 
 def write(out: Path, setup: dict, test: TestSet, systems: Sequence[System], seed: int) -> dict:
-    """Writes the four files into the folder `out`. Returns the content of report.json:
+    """Writes the three files into the folder `out`. Returns the content of report.json:
 
     {"setup", "attributes": {name: short name}, "systems": {name: figures}, "times": {name: {...}}}, where figures are
       "paper": {metric: {"mean", "low", "high", "count"}}, the interval a bootstrap's of 95 %, over `count` replies;
@@ -72,8 +71,6 @@ def write(out: Path, setup: dict, test: TestSet, systems: Sequence[System], seed
     for name, text in files.items():
         with storage.replacing(out / name) as file:
             file.write(text.encode())
-    with storage.replacing(out / "report.png") as file:
-        _figures(result).savefig(file, format="png", dpi=110)
     return result
 
 
@@ -139,9 +136,6 @@ def _details(test: TestSet, systems: Sequence[System]):
             } | scores  # fmt: skip
         reference = instance.replies[-1]
         yield {"id": i, "question": instance.questions[-1], "reference": reference, "systems": answers}
-
-
-# ---------------------------------------------------------------------------------------------------------- tables
 
 
 def markdown(result: dict) -> str:
@@ -319,70 +313,3 @@ def _pipes(rows: Sequence[Sequence[str]]) -> list[str]:
     rows = [[cell.replace("|", r"\|") for cell in row] for row in rows]
     head, *others = rows
     return ["| " + " | ".join(row) + " |" for row in (head, ["---"] + ["---:"] * (len(head) - 1), *others)]
-
-
-# --------------------------------------------------------------------------------------------------------- figures
-
-
-def _figures(result: dict):
-    """Control by attribute and by personality, what it costs in coherence and fluency, and curves of its strength."""
-    from matplotlib.figure import Figure  # no pyplot: it would look for a display
-
-    systems = result["systems"]
-    curves = sorted({figures["strength"][0] for figures in systems.values() if figures["strength"]})
-    rows = 2 + bool(curves)
-    figure = Figure(figsize=(13, 4.6 * rows), layout="constrained")
-    axes = figure.subplots(rows, 2)
-
-    def share(figures, name):
-        found = figures["paper"].get(name)
-        return np.nan if not found or found["mean"] is None else found["mean"] * (1 if name == "ppl" else 100)
-
-    names = {AVERAGE: "average"} | {name: name.replace("_", " ") for name in result["attributes"]}
-    shown = {name: figures for name, figures in systems.items() if not figures["strength"]}
-    _bars(axes[0, 0], list(map(_label, names.values())), {s: [share(f, n) for n in names] for s, f in shown.items()})
-    axes[0, 0].set(title="control accuracy by attribute (%)", ylim=(0, 100))
-    groups = list(next(iter(shown.values()))["by_personality"])
-    by = {s: [np.nan if (x := f["by_personality"][g]) is None else 100 * x for g in groups] for s, f in shown.items()}
-    _bars(axes[0, 1], [_label(group).replace(", ", "\n") for group in groups], by)
-    axes[0, 1].set(title="control accuracy by personality (%)", ylim=(0, 100))
-    axes[0, 1].tick_params(axis="x", labelsize=6)
-
-    def measured(name):
-        return any(not np.isnan(share(figures, name)) for figures in systems.values())
-
-    coherence, fluency = "nli" if measured("nli") else "bleu", "ppl" if measured("ppl") else "distinct"
-    for panel, name in ((axes[1, 0], coherence), (axes[1, 1], fluency)):
-        for system, figures in systems.items():
-            if (name, system) != ("bleu", REFERENCES):  # they are their own references
-                marker = "*" if system == REFERENCES else "." if figures["strength"] else "o"
-                panel.plot(share(figures, name), share(figures, AVERAGE), marker, label=_label(system))
-        panel.set(xlabel=f"{COLUMNS[name][:-1]}{'' if name == 'ppl' else ' (%)'}", ylabel="control accuracy (%)")
-        panel.set(title=f"control against {ASPECT_OF[name]}")
-        if len(systems) <= 10:
-            panel.legend(fontsize=7)
-    for panel, kind in zip(axes[2], ("lambda", "K"), strict=True) if curves else ():
-        for run in curves:
-            own = [f for f in systems.values() if f["strength"] and f["strength"][:2] == (run, kind)]
-            labels = {AVERAGE: "control accuracy (%)", coherence: f"{COLUMNS[coherence][:-1]} (%)", "ppl": "PPL"}
-            for name, label in labels.items():
-                strengths = [f["strength"][2] for f in own]
-                panel.plot(strengths, [share(f, name) for f in own], "o-", label=_label(f"{run}: {label}"))
-        panel.set(title=f"strength: {kind}", xlabel=kind)
-        panel.set_xscale("symlog" if kind == "lambda" else "log", base=2)
-        panel.legend(fontsize=7)
-    return figure
-
-
-def _bars(panel, groups: Sequence[str], heights: Mapping[str, Sequence[float]]) -> None:
-    width = 0.8 / len(heights)
-    for i, (label, values) in enumerate(heights.items()):
-        panel.bar(np.arange(len(groups)) + (i - (len(heights) - 1) / 2) * width, values, width, label=_label(label))
-    panel.set_xticks(range(len(groups)), groups)
-    panel.legend(fontsize=7, loc="lower right")
-
-
-def _label(name: str) -> str:
-    """A name as Matplotlib shows it: not taken for a formula, and not left out of the legend."""
-    name = name.replace("$", r"\$")
-    return f" {name}" if name.startswith("_") else name
