@@ -26,6 +26,7 @@ The files, in the order in which a sentence travels:
     weights.py       other people's names for our parameters
     pretrained.py    starting from outside checkpoints
     mesh.py          arrays over devices
+    compiled.py      what JAX compiles is kept and told
     checkpoint.py    what is saved, and how
     report.py        what a run tells
     stages.py        before and after the CVAE: latents alone

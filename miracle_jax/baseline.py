@@ -32,7 +32,7 @@ from jaxtyping import Array, Float, Key
 from miracle_jax import checkpoint, decode, decoder, losses, mesh, pipeline, pretrained, storage, train
 from miracle_jax.attributes import Schema
 from miracle_jax.config import Bert, Config, Loss, load_run
-from miracle_jax.cvae import Outputs, compute_dtype, join
+from miracle_jax.cvae import Outputs, check_device, compute, join
 from miracle_jax.errors import UserError, one_sentence
 from miracle_jax.examples import FIELDS, PROMPT, Examples, TokenArrays
 from miracle_jax.generate import Options, contexts_to_answer
@@ -52,13 +52,13 @@ class Baseline(nnx.Module):
     """A decoder alone, called and trained as Miracle is."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
-        self.decoder = decoder.make(config.decoder, 1, compute_dtype(config), config.remat, rngs)
+        self.decoder = decoder.make(config.decoder, 1, compute(config), rngs)
 
     def __call__(self, batch: dict[str, Array], key: Key[Array, ""] | None = None, noise: float = 0.0) -> Outputs:
         """batch: reply (B, S), prompt (B, P) and prompt_length (B,) as in pipeline.py. key: of dropout."""
         z = no_latent(len(batch["reply"]))
-        logits = self.decoder(batch["reply"], z, key, batch["prompt"], batch["prompt_length"])
-        return Outputs(None, None, z, logits, None)
+        hidden = self.decoder.states(batch["reply"], z, key, batch["prompt"], batch["prompt_length"])
+        return Outputs(None, None, z, hidden, self.decoder.lm_head(), None)
 
 
 def graph_of(config: Config):
@@ -123,8 +123,8 @@ def make_validation(config: Config, batches: Sequence[dict]) -> Callable[[dict],
 
     @jax.jit
     def sums(params, batch):
-        logits, weight = nnx.merge(graphdef, params)(batch).logits, losses.row_weight(batch)
-        nats = losses.reconstruction(logits, batch["reply"], batch["reply_length"], weight)
+        out, weight = nnx.merge(graphdef, params)(batch), losses.row_weight(batch)
+        nats = losses.reconstruction(out.hidden, out.lm_head, batch["reply"], batch["reply_length"], weight)
         return nats, jnp.sum(weight * (batch["reply_length"] - 1))
 
     def validate(params):
@@ -151,6 +151,7 @@ def run(config: Config, workdir: str | Path, control: str, data: str = "test", p
     personalities = itertools.product(*(range(-1, size) for size in schema.sizes))
     config = with_room(config, max(map(len, map(control_of, personalities))), before)
     config.check()
+    check_device(config)
     tasks = contexts_to_answer(schema, Options(data=data, personality=personality))
     devices = mesh.make(config.mesh)
     here = {"process_index": jax.process_index(), "process_count": jax.process_count()}

@@ -3,22 +3,20 @@
 Axis letters: B batch, S tokens, D model, H heads, K head size.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from miracle_jax import config
-from miracle_jax.layers import ACTIVATIONS, Stack, attention, dense, dropout, layer_norm, split_key
+from miracle_jax.layers import ACTIVATIONS, Compute, Stack, attention, dense, dropout, layer_norm, split_key
 
 
 class Block(nnx.Module):
     """One encoder layer, normalised after each residual sum as in BERT."""
 
-    def __init__(self, shape: config.Bert, dtype: Any, rngs: nnx.Rngs):
-        D, std = shape.width, shape.init_std
-        self.shape = shape
+    def __init__(self, shape: config.Bert, how: Compute, rngs: nnx.Rngs):
+        D, std, dtype = shape.width, shape.init_std, how.dtype
+        self.shape, self.how = shape, how
         self.qkv = dense(D, 3 * D, std, dtype, rngs)  # query | key | value on the last axis
         self.attention_out = dense(D, D, std, dtype, rngs)
         self.attention_norm = layer_norm(D, shape.norm_eps, dtype, rngs)
@@ -30,7 +28,7 @@ class Block(nnx.Module):
         rate = self.shape.dropout
         weights_key, attention_key, mlp_key = split_key(key, 3)
         q, k, v = jnp.split(self.qkv(x).reshape(*x.shape[:2], 3 * self.shape.heads, -1), 3, axis=2)
-        mixed = attention(q, [(k, v, visible)], rate, weights_key)
+        mixed = attention(q, [(k, v, visible)], rate, weights_key, self.how.attention)
         x = self.attention_norm(x + dropout(self.attention_out(mixed), rate, attention_key))
         hidden = self.mlp_out(ACTIVATIONS[self.shape.activation](self.mlp_in(x)))
         return self.mlp_norm(x + dropout(hidden, rate, mlp_key)), None
@@ -39,8 +37,8 @@ class Block(nnx.Module):
 class Bert(nnx.Module):
     """Token ids to one vector per text."""
 
-    def __init__(self, shape: config.Bert, dtype: Any, remat: bool, rngs: nnx.Rngs):
-        D, std = shape.width, shape.init_std
+    def __init__(self, shape: config.Bert, how: Compute, rngs: nnx.Rngs):
+        D, std, dtype = shape.width, shape.init_std, how.dtype
 
         def table(rows):
             init = nnx.initializers.normal(std)
@@ -51,7 +49,7 @@ class Bert(nnx.Module):
         self.positions = table(shape.max_positions)
         self.segments = table(shape.segments)  # all our texts are segment 0
         self.norm = layer_norm(D, shape.norm_eps, dtype, rngs)
-        self.layers = Stack(lambda r: Block(shape, dtype, r), shape.depth, remat, rngs)
+        self.layers = Stack(lambda r: Block(shape, how, r), shape.depth, how, rngs)
         self.pooler = dense(D, D, std, dtype, rngs)
 
     def hidden(

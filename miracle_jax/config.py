@@ -276,6 +276,12 @@ class Config:
     TPUs and on GPUs that have it (NVIDIA from Ampere on), float32 elsewhere."""
     remat: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
+    scan_layers: bool = True
+    """Run the layers of a transformer in a loop, which compiles as fast for 24 as for 2. False unrolls it: a step may
+    then be faster."""
+    attention: Literal["xla", "cudnn"] = "xla"
+    """cudnn: NVIDIA's flash attention, for bfloat16 on GPUs from Ampere on. It has no dropout of attention weights, so
+    `dropout` leaves them alone; everything else is dropped as before."""
 
     def check(self) -> None:
         """Raises UserError with every inconsistency between fields."""
@@ -297,6 +303,15 @@ class Config:
                 shape.heads < 1 or shape.width % shape.heads == 0,
                 f"{name}.width {shape.width} is not divisible by {name}.heads {shape.heads}",
             )
+            size = shape.width // max(shape.heads, 1)
+            expect(
+                self.attention != "cudnn" or (size <= 128 and size % 8 == 0),
+                f"attention is cudnn, but {name}.width / {name}.heads is {size}; cuDNN takes multiples of 8 up to 128",
+            )
+        expect(
+            self.attention != "cudnn" or self.dtype != "float32",
+            "attention is cudnn, but dtype is float32; cuDNN computes attention in bfloat16 only",
+        )
         if isinstance(self.decoder, Llama):
             groups = self.decoder.kv_heads
             expect(

@@ -13,8 +13,10 @@ from jaxtyping import Array, Float, Key
 
 from miracle_jax import decoder
 from miracle_jax.config import Config
+from miracle_jax.decoder import LmHead
+from miracle_jax.errors import UserError
 from miracle_jax.latent import Gaussian, GaussianEncoder, Heads
-from miracle_jax.layers import split_key
+from miracle_jax.layers import Compute, split_key
 
 
 class Outputs(NamedTuple):
@@ -23,9 +25,15 @@ class Outputs(NamedTuple):
     prior: Gaussian | None
     posterior: Gaussian | None
     z: Float[Array, "B Z"]
-    logits: Float[Array, "B S V"]
-    """Scores of the token after each of `reply`'s tokens."""
+    hidden: Float[Array, "B S D"]
+    """The decoder's states after each of `reply`'s tokens."""
+    lm_head: LmHead
     attribute_logits: Float[Array, "B A N"] | None
+
+    @property
+    def logits(self) -> Float[Array, "B S V"]:
+        """Scores of the token after each of `reply`'s tokens. The losses make them piece by piece instead."""
+        return self.lm_head.logits(self.hidden)
 
 
 def compute_dtype(config: Config):
@@ -45,16 +53,37 @@ def has_bfloat16(device) -> bool:
         return True
 
 
+def compute(config: Config) -> Compute:
+    """How this machine computes the model. Where it has no cuDNN, a model that was trained with it does without."""
+    dtype = compute_dtype(config)
+    attention = config.attention if has_cudnn(jax.devices()[0]) and dtype == jnp.bfloat16 else "xla"
+    return Compute(dtype, config.remat, config.scan_layers, attention)
+
+
+def has_cudnn(device) -> bool:
+    """Whether cuDNN's attention runs on a device: NVIDIA GPUs from Ampere on."""
+    return device.platform == "gpu" and "cuda" in device.client.platform_version and has_bfloat16(device)
+
+
+def check_device(config: Config) -> None:
+    """Raises UserError where this machine cannot train as the config says."""
+    if config.attention == "cudnn" and compute(config).attention != "cudnn":
+        raise UserError(
+            "attention cudnn needs an NVIDIA GPU from Ampere on and dtype bfloat16, but this is "
+            f"{jax.devices()[0].device_kind} with {jnp.dtype(compute_dtype(config)).name}; use --attention xla"
+        )
+
+
 class Miracle(nnx.Module):
     """Prior encoder, posterior encoder, decoder and attribute heads."""
 
     def __init__(self, config: Config, sizes: tuple[int, ...], rngs: nnx.Rngs):
         """sizes: number of aspects of each attribute."""
-        dtype = compute_dtype(config)
-        self.prior = GaussianEncoder(config.encoder, config.latent, dtype, config.remat, rngs)
+        how = compute(config)
+        self.prior = GaussianEncoder(config.encoder, config.latent, how, rngs)
         if config.loss.posterior:
-            self.posterior = GaussianEncoder(config.encoder, config.latent, dtype, config.remat, rngs)
-        self.decoder = decoder.make(config.decoder, config.latent.size, dtype, config.remat, rngs)
+            self.posterior = GaussianEncoder(config.encoder, config.latent, how, rngs)
+        self.decoder = decoder.make(config.decoder, config.latent.size, how, rngs)
         self.heads = Heads(config.latent, sizes, rngs)
 
     def __call__(
@@ -84,8 +113,8 @@ class Miracle(nnx.Module):
         posterior = encode(self.posterior, "joint", posterior_key) if hasattr(self, "posterior") else None
         source = prior if posterior is None else posterior
         z = source.mean if z_key is None else source.sample(z_key, noise)
-        logits = self.decoder(batch["reply"], z, decoder_key, batch.get("prompt"), batch.get("prompt_length"))
-        return Outputs(prior, posterior, z, logits, self.heads(z))
+        hidden = self.decoder.states(batch["reply"], z, decoder_key, batch.get("prompt"), batch.get("prompt_length"))
+        return Outputs(prior, posterior, z, hidden, self.decoder.lm_head(), self.heads(z))
 
 
 def split(config: Config, params: dict) -> tuple[dict, dict]:

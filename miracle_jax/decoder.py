@@ -7,7 +7,7 @@ Axis letters: B batch, S new tokens, T earlier positions, D model, H heads, G ke
 Z latent, V vocabulary.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,24 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from miracle_jax import config
-from miracle_jax.layers import Stack, dense, dropout, split_key
+from miracle_jax.layers import Compute, Stack, dense, dropout, split_key
 
 Past = tuple[Float[Array, "L B T G K"], Float[Array, "L B T G K"]]  # keys and values of earlier positions
 New = tuple[Float[Array, "L B S G K"], Float[Array, "L B S G K"]]  # and of new tokens
+
+
+class LmHead(NamedTuple):
+    """What turns hidden states into the scores of the next token."""
+
+    table: Float[Array, "V D"]
+    bias: Float[Array, " V"] | None = None
+
+    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Scores, summed in float32: bfloat16 logits have too few digits for a loss."""
+        exact = jnp.promote_types(hidden.dtype, jnp.float32)
+        table = self.table.astype(hidden.dtype)
+        scores = jnp.einsum("...D,VD->...V", hidden, table, preferred_element_type=exact)
+        return scores if self.bias is None else scores + self.bias
 
 
 class Decoder(nnx.Module):
@@ -30,15 +44,14 @@ class Decoder(nnx.Module):
         latent: int,
         kv_heads: int,
         make_block: Any,
-        dtype: Any,
-        remat: bool,
+        how: Compute,
         rngs: nnx.Rngs,
     ):
         """make_block: nnx.Rngs -> one layer, called as (x, visible, past_visible, place, its part of the past, key)."""
-        D, std = shape.width, shape.init_std
+        D, std, dtype = shape.width, shape.init_std, how.dtype
         self.shape, self.kv_heads = shape, kv_heads
         self.tokens = table(shape.vocab_size, D, std, dtype, rngs)
-        self.layers = Stack(make_block, shape.depth, remat, rngs)
+        self.layers = Stack(make_block, shape.depth, how, rngs)
         self.latent_embed = dense(latent, D, std, dtype, rngs, bias=False)
         # One chunk more than there are layers; the last is unused. The released checkpoints have this shape.
         chunk = kv_heads * (D // shape.heads)
@@ -92,23 +105,25 @@ class Decoder(nnx.Module):
         x, new = self.layers(x, visible, past_visible, self.place(positions), per_layer=past, key=layers_key)
         return self.norm(x), new
 
-    def logits(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
-        """Scores of the next token, float32; the head shares the embedding's weights."""
-        # As nnx.Embed.attend, but summed in float32: bfloat16 logits have too few digits for a loss.
-        table = self.tokens.embedding[...].astype(hidden.dtype)
-        return jnp.einsum("BSD,VD->BSV", hidden, table, preferred_element_type=jnp.float32)
+    def lm_head(self) -> LmHead:
+        """It shares the embedding's weights, unless a family has its own."""
+        return LmHead(self.tokens.embedding[...])
 
-    def __call__(
+    def logits(self, hidden: Float[Array, "B S D"]) -> Float[Array, "B S V"]:
+        """Scores of the next token, float32."""
+        return self.lm_head().logits(hidden)
+
+    def states(
         self,
         tokens: Int[Array, "B S"],
         z: Float[Array, "B Z"],
         key: Key[Array, ""] | None = None,
         prompt: Int[Array, "B P"] | None = None,
         prompt_length: Int[Array, " B"] | None = None,
-    ) -> Float[Array, "B S V"]:
-        """Logits after each of the tokens of a whole reply, which starts with `<bos>`.
+    ) -> Float[Array, "B S D"]:
+        """Hidden states after each of the tokens of a whole reply, which starts with `<bos>`; `logits` scores them.
 
-        Rows are padded on the right: a token never sees what follows it, so padding cannot change the logits before it.
+        Rows are padded on the right: a token never sees what follows it, so padding cannot change the states before it.
 
         key: of dropout; None at inference.
         prompt, prompt_length: the context that stands before the reply, padded on the left.
@@ -119,12 +134,22 @@ class Decoder(nnx.Module):
             hidden = jax.random.bernoulli(words_key, self.shape.word_dropout, tokens.shape)
             tokens = jnp.where(hidden, tokens[:, :1], tokens)
         if prompt is None:
-            hidden, _ = self.hidden(tokens, z, past, visible, 1, key)
-            return self.logits(hidden)
+            return self.hidden(tokens, z, past, visible, 1, key)[0]
         padding = prompt.shape[1] - prompt_length
         together = jnp.concatenate([prompt, tokens], axis=1)
         hidden, _ = self.hidden(together, z, past, visible, 1 - padding[:, None], key, padding)
-        return self.logits(hidden[:, prompt.shape[1] :])
+        return hidden[:, prompt.shape[1] :]
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B S"],
+        z: Float[Array, "B Z"],
+        key: Key[Array, ""] | None = None,
+        prompt: Int[Array, "B P"] | None = None,
+        prompt_length: Int[Array, " B"] | None = None,
+    ) -> Float[Array, "B S V"]:
+        """Logits after each of the tokens of a whole reply; arguments as of `states`."""
+        return self.logits(self.states(tokens, z, key, prompt, prompt_length))
 
 
 def table(rows: int, width: int, std: float, dtype: Any, rngs: nnx.Rngs) -> nnx.Embed:
@@ -133,9 +158,9 @@ def table(rows: int, width: int, std: float, dtype: Any, rngs: nnx.Rngs) -> nnx.
     return nnx.Embed(rows, width, embedding_init=init, dtype=dtype, param_dtype=jnp.float32, rngs=rngs)
 
 
-def make(shape: config.Decoder, latent: int, dtype: Any, remat: bool, rngs: nnx.Rngs) -> Decoder:
+def make(shape: config.Decoder, latent: int, how: Compute, rngs: nnx.Rngs) -> Decoder:
     """The decoder of the shape's family."""
     from miracle_jax import gpt2, llama  # they import this module
 
     family = {"gpt2": gpt2.Gpt2, "llama": llama.Llama}[shape.family]
-    return family(shape, latent, dtype, remat, rngs)
+    return family(shape, latent, how, rngs)

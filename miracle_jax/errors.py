@@ -9,6 +9,9 @@ from collections.abc import Sequence
 SHOWN = 20
 """Problems that a message lists; the others are counted."""
 
+WORTH_TELLING = 10.0
+"""Seconds of compiling that an entry point speaks of."""
+
 
 class UserError(Exception):
     """Something the user can put right. The message says what, where, why and what to do."""
@@ -31,11 +34,13 @@ def one_sentence():
     """For entry points: prints a UserError as `error: ...` and exits with status 2; Ctrl-C exits with 130.
 
     What the package warns of becomes `warning: ...`, without the place in our code that the default formats show.
+    In those that compute, what JAX compiles is kept for the next time; if it took long, they end by saying so.
     """
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     with _plain_log():
         try:
-            yield
+            with _compiling() if "jax" in sys.modules else contextlib.nullcontext():
+                yield
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
@@ -45,6 +50,18 @@ def one_sentence():
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             raise SystemExit(130) from None
+
+
+@contextlib.contextmanager
+def _compiling():
+    from miracle_jax import compiled
+
+    compiled.keep()
+    before = len(compiled.PROGRAMS)
+    yield
+    seconds, text = compiled.summary(compiled.PROGRAMS[before:])
+    if seconds >= WORTH_TELLING:
+        print(text, file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from miracle_jax import checkpoint, decoder, pretrained
 from miracle_jax.cvae import has_bfloat16
+from miracle_jax.layers import Compute
 from miracle_jax.pipeline import by_length
 from miracle_jax.tokenizers import load_tokenizer
 
@@ -33,7 +34,7 @@ class LanguageModel:
         self.name, self.shape, self.fingerprint = name, shape, checkpoint.fingerprint(params)[:16]
         self.tokenizer = load_tokenizer("decoder", name)
         dtype = jnp.bfloat16 if has_bfloat16(jax.devices()[0]) else jnp.float32
-        graphdef = nnx.graphdef(nnx.eval_shape(lambda: decoder.make(shape, 1, dtype, False, nnx.Rngs(0))))
+        graphdef = nnx.graphdef(nnx.eval_shape(lambda: decoder.make(shape, 1, Compute(dtype), nnx.Rngs(0))))
         self._compute = partial(jax.jit(partial(_negative_log_likelihood, graphdef)), params)
 
     def score(self, texts: Sequence[str]) -> np.ndarray:

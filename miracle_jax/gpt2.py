@@ -3,24 +3,22 @@
 Axis letters: as in decoder.py.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from miracle_jax import config
-from miracle_jax.decoder import Decoder, table
-from miracle_jax.layers import ACTIVATIONS, attention, dense, dropout, layer_norm, split_key
+from miracle_jax.decoder import Decoder, LmHead, table
+from miracle_jax.layers import ACTIVATIONS, Compute, attention, dense, dropout, layer_norm, split_key
 
 
 class Block(nnx.Module):
     """One decoder layer, normalised before each sublayer as in GPT-2."""
 
-    def __init__(self, shape: config.Gpt2, dtype: Any, rngs: nnx.Rngs):
-        D, std, rank = shape.width, shape.init_std, shape.lora_rank
+    def __init__(self, shape: config.Gpt2, how: Compute, rngs: nnx.Rngs):
+        D, std, rank, dtype = shape.width, shape.init_std, shape.lora_rank, how.dtype
         residual_std = std / (2 * shape.depth) ** 0.5  # GPT-2 scales the layers that write to the residual stream
-        self.shape = shape
+        self.shape, self.how = shape, how
         self.attention_norm = layer_norm(D, shape.norm_eps, dtype, rngs)
         self.qkv = dense(D, 3 * D, std, dtype, rngs, rank=rank)  # query | key | value on the last axis
         self.attention_out = dense(D, D, residual_std, dtype, rngs, rank=rank)
@@ -32,7 +30,8 @@ class Block(nnx.Module):
         rate = self.shape.dropout
         weights_key, attention_key, mlp_key = split_key(key, 3)
         q, k, v = jnp.split(self.qkv(self.attention_norm(x)).reshape(*x.shape[:2], 3 * self.shape.heads, -1), 3, axis=2)
-        mixed = attention(q, [(*past, past_visible), (k, v, visible)], rate, weights_key)
+        parts = [(*past, past_visible), (k, v, visible)]
+        mixed = attention(q, parts, rate, weights_key, self.how.attention)
         x = x + dropout(self.attention_out(mixed), rate, attention_key)
         hidden = self.mlp_out(ACTIVATIONS[self.shape.activation](self.mlp_in(self.mlp_norm(x))))
         return x + dropout(hidden, rate, mlp_key), (k, v)
@@ -41,14 +40,14 @@ class Block(nnx.Module):
 class Gpt2(Decoder):
     """GPT-2 with the latent inside."""
 
-    def __init__(self, shape: config.Gpt2, latent_size: int, dtype: Any, remat: bool, rngs: nnx.Rngs):
-        super().__init__(shape, latent_size, shape.heads, lambda r: Block(shape, dtype, r), dtype, remat, rngs)
-        self.positions = table(shape.max_positions, shape.width, shape.init_std / 2, dtype, rngs)
-        self.norm = layer_norm(shape.width, shape.norm_eps, dtype, rngs)
+    def __init__(self, shape: config.Gpt2, latent_size: int, how: Compute, rngs: nnx.Rngs):
+        super().__init__(shape, latent_size, shape.heads, lambda r: Block(shape, how, r), how, rngs)
+        self.positions = table(shape.max_positions, shape.width, shape.init_std / 2, how.dtype, rngs)
+        self.norm = layer_norm(shape.width, shape.norm_eps, how.dtype, rngs)
         self.head_bias = nnx.Param(jnp.zeros(shape.vocab_size))  # GPT-2 has none; the released checkpoints do
 
     def embed(self, tokens, positions):
         return self.tokens(tokens) + self.positions(positions)
 
-    def logits(self, hidden):
-        return super().logits(hidden) + self.head_bias[...]
+    def lm_head(self):
+        return LmHead(super().lm_head().table, self.head_bias[...])

@@ -33,7 +33,7 @@ from miracle_jax.bert import Bert
 from miracle_jax.command_line import parse, split_words
 from miracle_jax.dataset import Instance
 from miracle_jax.errors import UserError, first_line, one_sentence
-from miracle_jax.layers import dense
+from miracle_jax.layers import Compute, dense
 from miracle_jax.pipeline import by_length
 from miracle_jax.stages import fit
 from miracle_jax.tokenizers import EncoderTokenizer, load_tokenizer
@@ -117,7 +117,7 @@ class Encoder:
         return [self.tokenizer.context(questions, replies, limit) for questions, replies in contexts]
 
     def graph(self):
-        return nnx.graphdef(nnx.eval_shape(lambda: Bert(self.shape, jnp.float32, False, nnx.Rngs(0))))
+        return nnx.graphdef(nnx.eval_shape(lambda: Bert(self.shape, Compute(), nnx.Rngs(0))))
 
     def read(self, rows: Rows, params: dict | None = None) -> np.ndarray:
         """(N, D) means of the last layer. params: a judge's own, in place of the checkpoint's."""

@@ -3,7 +3,7 @@
 Axis letters: B batch, S tokens, D model, Z latent, A attributes, F hidden, N aspects of the largest attribute.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from miracle_jax import config
 from miracle_jax.bert import Bert
-from miracle_jax.layers import ACTIVATIONS, HIDDEN, dense
+from miracle_jax.layers import ACTIVATIONS, HIDDEN, Compute, dense
 
 
 class Gaussian(NamedTuple):
@@ -38,8 +38,8 @@ def kl(q: Gaussian, p: Gaussian) -> Float[Array, "B Z"]:
 class GaussianEncoder(nnx.Module):
     """A text to a Gaussian over z: BERT, mean pooling, pooler, one linear layer without bias (Eq. 1)."""
 
-    def __init__(self, shape: config.Bert, latent: config.Latent, dtype: Any, remat: bool, rngs: nnx.Rngs):
-        self.bert = Bert(shape, dtype, remat, rngs)
+    def __init__(self, shape: config.Bert, latent: config.Latent, how: Compute, rngs: nnx.Rngs):
+        self.bert = Bert(shape, how, rngs)
         self.to_gaussian = dense(shape.width, 2 * latent.size, shape.init_std, jnp.float32, rngs, bias=False)
         self.logvar_shift = latent.logvar_shift
 

@@ -6,10 +6,11 @@ L layers.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
@@ -19,6 +20,15 @@ ACTIVATIONS = {
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
 }
+
+class Compute(NamedTuple):
+    """How a model is computed; no parameter depends on it. See the fields of these names in config.py."""
+
+    dtype: Any = jnp.float32
+    remat: bool = False
+    scan_layers: bool = True
+    attention: str = "xla"
+
 
 HIDDEN = -1e30  # the score of a pair that must not attend; finite, so a row with no visible key gives no NaN
 
@@ -51,11 +61,17 @@ def layer_norm(width: int, eps: float, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerN
 
 
 def dropout(x: Array, rate: float, key: Key[Array, ""] | None) -> Array:
-    """Zeroes a share `rate` of x and scales the rest up. Without a key (inference) x passes unchanged."""
-    if key is None or rate == 0.0:
+    """Zeroes a share `rate` of x and scales the rest up. Without a key (inference) x passes unchanged.
+
+    The rate is rounded to a multiple of 2^-16: 16 random bits an element, of which one 32-bit draw gives two. Drawing
+    is most of what dropout costs.
+    """
+    dropped = round(rate * 2**16)
+    if key is None or not dropped:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
-    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
+    bits = jax.random.bits(key, (*x.shape[:-1], -(-x.shape[-1] // 2)), jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(bits, jnp.uint16).reshape(*x.shape[:-1], -1)[..., : x.shape[-1]]
+    return jnp.where(bits >= np.uint16(dropped), x * (2**16 / (2**16 - dropped)), 0).astype(x.dtype)
 
 
 def split_key(key: Key[Array, ""] | None, number: int) -> list:
@@ -68,6 +84,7 @@ def attention(
     parts: list[tuple[Float[Array, "B _ G K"], Float[Array, "B _ G K"], Bool[Array, "..."]]],
     rate: float = 0.0,
     key: Key[Array, ""] | None = None,
+    implementation: str = "xla",
 ) -> Float[Array, "B S H*K"]:
     """Scaled dot-product attention over keys that come in parts.
 
@@ -77,8 +94,12 @@ def attention(
         softmax runs over all parts together. Parts let a decoder attend to a cache and to its new tokens without
         copying the cache.
       rate, key: dropout of the attention weights.
+      implementation: "xla", or "cudnn", which has no such dropout. A single query a row gains nothing from cuDNN,
+        which would copy the cache to put the parts together.
     """
     B, S, H, K = query.shape
+    if implementation == "cudnn" and S > 1:
+        return fused_attention(query, parts, implementation)
     G = parts[0][0].shape[2]
     query = query.reshape(B, S, G, H // G, K)
     scores = [
@@ -99,13 +120,28 @@ def attention(
     return mixed.reshape(B, S, H * K)
 
 
-class Stack(nnx.Module):
-    """`depth` equal blocks whose parameters are stacked on a leading axis L and run by one scan.
+def fused_attention(query: Array, parts: list, implementation: str) -> Float[Array, "B S H*K"]:
+    """`attention` without dropout by JAX's fused function, which takes all keys in one array."""
+    B, S, H, K = query.shape
+    keys, values = (jnp.concatenate([part[i] for part in parts], axis=1) for i in (0, 1))
+    masks = [jnp.broadcast_to(visible, (B, S, keys.shape[1])) for keys, _, visible in parts]
+    visible = jnp.concatenate(masks, axis=-1)[:, None]
 
-    The scan keeps compile time independent of the depth.
+    def even(x, *axes):  # with a mask cuDNN's gradient wants even numbers of queries and keys; the additions are hidden
+        return jnp.pad(x, [(0, x.shape[axis] % 2 if axis in axes else 0) for axis in range(x.ndim)])
+
+    query, keys, values, visible = even(query, 1), even(keys, 1), even(values, 1), even(visible, 2, 3)
+    mixed = jax.nn.dot_product_attention(query, keys, values, mask=visible, implementation=implementation)
+    return mixed[:, :S].reshape(B, S, H * K)
+
+
+class Stack(nnx.Module):
+    """`depth` equal blocks whose parameters are stacked on a leading axis L and run by one scan, or one by one.
+
+    The scan keeps compile time independent of the depth; without it XLA sees all layers at once.
     """
 
-    def __init__(self, make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, remat: bool, rngs: nnx.Rngs):
+    def __init__(self, make_block: Callable[[nnx.Rngs], nnx.Module], depth: int, how: Compute, rngs: nnx.Rngs):
         @nnx.split_rngs(splits=depth)
         @nnx.vmap(in_axes=0, out_axes=0)
         def create(layer_rngs):
@@ -113,7 +149,7 @@ class Stack(nnx.Module):
 
         self.blocks = create(rngs)
         self.depth = depth
-        self.remat = remat
+        self.how = how
 
     def __call__(self, x: Array, *shared: Any, per_layer: Any = None, key: Key[Array, ""] | None = None):
         """Runs x through every block as `x, y = block(x, *shared, layer's part of per_layer, key)`.
@@ -133,7 +169,15 @@ class Stack(nnx.Module):
             layer_params, part, layer_key = layer
             return nnx.merge(graphdef, layer_params)(x, *shared, part, layer_key)
 
-        if self.remat:
-            run = jax.checkpoint(run, prevent_cse=False)
-        keys = None if key is None else jax.random.split(key, self.depth)
-        return jax.lax.scan(run, x, (params, per_layer, keys))
+        if self.how.remat:
+            # Inside a scan nothing can be merged with the forward pass; unrolled it would be, and nothing saved.
+            run = jax.checkpoint(run, prevent_cse=not self.how.scan_layers)
+        if self.how.scan_layers:
+            keys = None if key is None else jax.random.split(key, self.depth)
+            return jax.lax.scan(run, x, (params, per_layer, keys))
+        leaves, structure = jax.tree.flatten((params, per_layer))
+        outputs = []
+        for *parts, layer_key in zip(*map(jnp.unstack, leaves), split_key(key, len(leaves[0])), strict=True):
+            x, y = run(x, (*structure.unflatten(parts), layer_key))
+            outputs.append(y)
+        return x, jax.tree.map(lambda *ys: jnp.stack(ys), *outputs)

@@ -12,8 +12,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from miracle_jax import config
-from miracle_jax.decoder import Decoder
-from miracle_jax.layers import ACTIVATIONS, attention, dense, dropout, split_key
+from miracle_jax.decoder import Decoder, LmHead
+from miracle_jax.layers import ACTIVATIONS, Compute, attention, dense, dropout, split_key
 
 Rotation = tuple[Float[Array, "*B S K"], Float[Array, "*B S K"]]  # cosine and sine
 
@@ -38,9 +38,9 @@ def rotate(x: Float[Array, "B S H K"], place: Rotation) -> Float[Array, "B S H K
 class Block(nnx.Module):
     """One decoder layer, normalised before each sublayer."""
 
-    def __init__(self, shape: config.Llama, dtype: Any, rngs: nnx.Rngs):
-        D, std, rank = shape.width, shape.init_std, shape.lora_rank
-        self.shape, self.groups, head = shape, shape.kv_heads, D // shape.heads
+    def __init__(self, shape: config.Llama, how: Compute, rngs: nnx.Rngs):
+        D, std, rank, dtype = shape.width, shape.init_std, shape.lora_rank, how.dtype
+        self.shape, self.how, self.groups, head = shape, how, shape.kv_heads, D // shape.heads
         self.attention_norm = rms_norm(D, shape.norm_eps, dtype, rngs)
         # query | key | value on the last axis
         self.qkv = dense(D, (shape.heads + 2 * shape.kv_heads) * head, std, dtype, rngs, bias=False, rank=rank)
@@ -55,7 +55,8 @@ class Block(nnx.Module):
         heads = self.qkv(self.attention_norm(x)).reshape(*x.shape[:2], H + 2 * G, -1)
         q, k, v = jnp.split(heads, (H, H + G), axis=2)
         q, k = rotate(q, place), rotate(k, place)
-        mixed = attention(q, [(*past, past_visible), (k, v, visible)], rate, weights_key)
+        parts = [(*past, past_visible), (k, v, visible)]
+        mixed = attention(q, parts, rate, weights_key, self.how.attention)
         x = x + dropout(self.attention_out(mixed), rate, attention_key)
         gate, up = jnp.split(self.mlp_in(self.mlp_norm(x)), 2, axis=-1)
         hidden = self.mlp_out(ACTIVATIONS[self.shape.activation](gate) * up)
@@ -65,17 +66,14 @@ class Block(nnx.Module):
 class Llama(Decoder):
     """Llama with the latent inside."""
 
-    def __init__(self, shape: config.Llama, latent_size: int, dtype: Any, remat: bool, rngs: nnx.Rngs):
-        super().__init__(shape, latent_size, shape.kv_heads, lambda r: Block(shape, dtype, r), dtype, remat, rngs)
-        self.norm = rms_norm(shape.width, shape.norm_eps, dtype, rngs)
+    def __init__(self, shape: config.Llama, latent_size: int, how: Compute, rngs: nnx.Rngs):
+        super().__init__(shape, latent_size, shape.kv_heads, lambda r: Block(shape, how, r), how, rngs)
+        self.norm = rms_norm(shape.width, shape.norm_eps, how.dtype, rngs)
         if not shape.tied:
-            self.head = dense(shape.width, shape.vocab_size, shape.init_std, dtype, rngs, bias=False)
+            self.head = dense(shape.width, shape.vocab_size, shape.init_std, how.dtype, rngs, bias=False)
 
     def place(self, positions):
         return rotation(positions, self.shape.width // self.shape.heads, self.shape.rope_theta)
 
-    def logits(self, hidden):
-        if self.shape.tied:
-            return super().logits(hidden)
-        kernel = self.head.kernel[...].astype(hidden.dtype)
-        return jnp.einsum("BSD,DV->BSV", hidden, kernel, preferred_element_type=jnp.float32)
+    def lm_head(self):
+        return super().lm_head() if self.shape.tied else LmHead(self.head.kernel[...].T)

@@ -6,6 +6,7 @@ micro-batches add up; `Counts` holds what the sums are divided by.
 Axis letters: B batch, S tokens, Z latent, A attributes, N aspects, V vocabulary.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from miracle_jax import config
 from miracle_jax.cvae import Outputs
+from miracle_jax.decoder import LmHead
 from miracle_jax.latent import Gaussian
 from miracle_jax.latent import kl as gaussian_kl
 
@@ -49,15 +51,103 @@ def kl_cycle(step: Int[Array, ""] | int, loss: config.Loss) -> Float[Array, ""]:
 
 
 def reconstruction(
-    logits: Float[Array, "B S V"], reply: Int[Array, "B S"], length: Int[Array, " B"], weight: Float[Array, " B"]
+    hidden: Float[Array, "B S D"],
+    lm_head: LmHead,
+    reply: Int[Array, "B S"],
+    length: Int[Array, " B"],
+    weight: Float[Array, " B"],
 ) -> Float[Array, ""]:
     """Sum over reply tokens and `<eos>` of -log p(token | earlier tokens, z), in nats; padding never counts."""
-    target = reply[:, 1:]
-    scores = logits[:, :-1]
+    counted = (jnp.arange(reply.shape[1]) < length[:, None] - 1) * weight[:, None]
+    return cross_entropy(hidden, lm_head, jnp.roll(reply, -1, axis=1), counted.astype(jnp.float32))
+
+
+LOGITS_MB = 128
+"""Most memory that `cross_entropy` spends on logits at a time."""
+
+
+@jax.custom_vjp
+def cross_entropy(
+    hidden: Float[Array, "B S D"], lm_head: LmHead, target: Int[Array, "B S"], weight: Float[Array, "B S"]
+) -> Float[Array, ""]:
+    """Sum of weight x -log softmax(lm_head.logits(hidden))[target], without the logits of the whole batch.
+
+    A few positions of all rows are scored at a time (rows may be spread over devices), and none behind the last that
+    has a weight. The gradient is made in the same pass, while their logits are there: the vocabulary is never
+    multiplied a second time.
+    """
+
+    def add(total, _, *piece):
+        return total + _nats(*piece)[0]
+
+    return _by_positions(add, _zero(hidden), hidden, lm_head, target, weight)
+
+
+def _cross_entropy_and_slopes(hidden, lm_head, target, weight):
+    def add(sums, at, *piece):
+        total, of_hidden, of_head = sums
+        value, here, head = _nats_and_slopes(*piece)
+        of_hidden = jax.lax.dynamic_update_slice_in_dim(of_hidden, here, at, axis=1)
+        return total + value, of_hidden, jax.tree.map(jnp.add, of_head, head)
+
+    room = _padded(hidden, _positions(target, lm_head))
+    start = (_zero(hidden), jnp.zeros_like(room), jax.tree.map(jnp.zeros_like, lm_head))
+    value, of_hidden, of_head = _by_positions(add, start, hidden, lm_head, target, weight)
+    return value, (of_hidden[:, : hidden.shape[1]], of_head)
+
+
+def _scaled(slopes, by):
+    return *jax.tree.map(lambda slope: (slope * by).astype(slope.dtype), slopes), None, None
+
+
+cross_entropy.defvjp(_cross_entropy_and_slopes, _scaled)
+
+
+def _zero(hidden):
+    return jnp.zeros((), jnp.promote_types(hidden.dtype, jnp.float32))
+
+
+def _positions(target, lm_head) -> int:
+    """How many positions are scored at a time."""
+    most = max(int(LOGITS_MB * 2**20) // (4 * target.shape[0] * lm_head.table.shape[0]), 1)
+    return -(-target.shape[1] // -(-target.shape[1] // most))
+
+
+def _padded(x, step: int):
+    return jnp.pad(x, [(0, 0), (0, -x.shape[1] % step)] + [(0, 0)] * (x.ndim - 2))
+
+
+def _by_positions(add: Callable, start, hidden, lm_head, target, weight):
+    """start, after `add(sums, first position, hidden, lm_head, target, weight)` of one piece after the other."""
+    step = _positions(target, lm_head)
+    used = jnp.max(jnp.where(weight != 0, jnp.arange(1, weight.shape[1] + 1), 0))
+    hidden, target, weight = (_padded(x, step) for x in (hidden, target, weight))
+
+    def one(i, sums):
+        here, wanted, counted = (
+            jax.lax.dynamic_slice_in_dim(x, i * step, step, axis=1) for x in (hidden, target, weight)
+        )
+        return add(sums, i * step, here, lm_head, wanted, counted)
+
+    return jax.lax.fori_loop(0, -(-used // step), one, start)
+
+
+def _nats(hidden, lm_head, target, weight):
+    scores = lm_head.logits(hidden)
     picked = jnp.take_along_axis(scores, target[..., None], axis=-1)[..., 0]
-    token_loss = jax.nn.logsumexp(scores, axis=-1) - picked
-    counted = (jnp.arange(target.shape[1]) < length[:, None] - 1) * weight[:, None]
-    return jnp.sum(token_loss * counted)
+    normaliser = jax.nn.logsumexp(scores, axis=-1)
+    return jnp.sum((normaliser - picked) * weight), (scores, normaliser)
+
+
+def _nats_and_slopes(hidden, lm_head, target, weight):
+    """The sum, its gradient of `hidden` and of `lm_head`."""
+    value, (scores, normaliser) = _nats(hidden, lm_head, target, weight)
+    slope = jnp.exp(scores - normaliser[..., None]) - (jnp.arange(scores.shape[-1]) == target[..., None])
+    slope = slope * weight[..., None]
+    bias = None if lm_head.bias is None else jnp.sum(slope, axis=(0, 1))
+    slope, exact = slope.astype(hidden.dtype), scores.dtype
+    of_hidden = jnp.einsum("BSV,VD->BSD", slope, lm_head.table.astype(slope.dtype))
+    return value, of_hidden, LmHead(jnp.einsum("BSV,BSD->VD", slope, hidden, preferred_element_type=exact), bias)
 
 
 def floored_kl(q: Gaussian, p: Gaussian, floor: float) -> Float[Array, " B"]:
@@ -100,7 +190,7 @@ def parts(out: Outputs, batch: dict[str, Array], loss: config.Loss, total: Count
     Those with weight 0 are left out, except what is always reported: reconstruction, and the KL of a posterior.
     """
     weight = row_weight(batch)
-    reconstruct = reconstruction(out.logits, batch["reply"], batch["reply_length"], weight)
+    reconstruct = reconstruction(out.hidden, out.lm_head, batch["reply"], batch["reply_length"], weight)
     named = {"reconstruct": reconstruct / total.tokens}
     if out.posterior is not None:
         named["kl"] = jnp.sum(weight * floored_kl(out.posterior, out.prior, loss.kl_floor)) / total.instances

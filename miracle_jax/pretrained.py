@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -16,6 +15,7 @@ from miracle_jax.bert import Bert
 from miracle_jax.decoder import make as make_decoder
 from miracle_jax.errors import UserError
 from miracle_jax.hub import Tensor, absolute, locate, tensors_of
+from miracle_jax.layers import Compute
 from miracle_jax.tokenizers import load_tokenizer
 from miracle_jax.weights import Entry, Table
 
@@ -229,7 +229,7 @@ def language_model(name: str, field: str) -> tuple[config.Decoder, dict]:
     """
     path = locate(name, field)
     shape = decoder_shape(_config_of(path), config.Gpt2(dropout=0.0), f"{field} {name}")
-    nothing = zeros(lambda: make_decoder(shape, 1, jnp.float32, False, nnx.Rngs(0)))
+    nothing = zeros(lambda: make_decoder(shape, 1, Compute(), nnx.Rngs(0)))
     params, _ = weights.load(weights.decoder(shape), read_tensors(path, shape.family), nothing, f"{field} {name}")
     return shape, params
 
@@ -238,7 +238,7 @@ def text_encoder(name: str, field: str) -> tuple[config.Bert, dict]:
     """The shape and the parameters of a BERT checkpoint; a pooler that it lacks is 0. Otherwise as `language_model`."""
     path = locate(name, field)
     shape = bert_shape(_config_of(path), config.Bert(), f"{field} {name}")
-    nothing = zeros(lambda: Bert(shape, jnp.float32, False, nnx.Rngs(0)))
+    nothing = zeros(lambda: Bert(shape, Compute(), nnx.Rngs(0)))
     params, _ = weights.load(weights.bert(shape), read_tensors(path, "bert"), nothing, f"{field} {name}")
     return shape, params
 

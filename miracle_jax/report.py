@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from miracle_jax import config, storage
+from miracle_jax import compiled, config, storage
 from miracle_jax.errors import UserError
 
 
@@ -26,6 +26,7 @@ class Report:
         self.total = total
         self.last = (start, time.perf_counter())
         self.last_progress = start
+        self.programs = 0  # that were spoken of
         interactive = self.first and sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True) if interactive else None
         if self.first:
@@ -80,6 +81,15 @@ class Report:
     def resume(self, paused: float) -> None:
         step, then = self.last
         self.last = (step, then + time.perf_counter() - paused)
+
+    def compiled(self, shape: tuple[int, ...]) -> None:
+        """Says what was compiled since the last call, if it took a second. shape: widths of the batch just seen."""
+        programs, self.programs = compiled.PROGRAMS[self.programs :], len(compiled.PROGRAMS)
+        for program in programs:
+            if program.seconds >= 1.0 or program.name == "train_step":
+                of = f" for lengths {shape}" if program.name == "train_step" else ""
+                how = "read from the cache" if program.kept else "compiled"
+                self.say(f"{program.name}{of} {how} in {program.seconds:.1f} s")
 
     def write(self, split: str, step: int, values: dict[str, float]) -> None:
         """Appends a line to metrics.jsonl and feeds the trackers."""

@@ -25,8 +25,9 @@ from jaxtyping import Array, Key
 from miracle_jax import checkpoint, dataset, losses, mesh, pipeline, pretrained, storage
 from miracle_jax.command_line import read_config
 from miracle_jax.config import Config, Train, load_run, local_folder, to_dict
-from miracle_jax.cvae import Miracle, join, split
+from miracle_jax.cvae import Miracle, check_device, join, split
 from miracle_jax.errors import UserError, one_sentence
+from miracle_jax.examples import FIELDS
 from miracle_jax.hub import absolute
 from miracle_jax.latent import Heads
 from miracle_jax.latent import kl as gaussian_kl
@@ -114,10 +115,10 @@ def make_validation_step(config: Config, graphdef):
         model = nnx.merge(graphdef, params)
         out = model(batch)  # no key: z is the posterior's mean
         reply, length, weight = batch["reply"], batch["reply_length"], losses.row_weight(batch)
-        prior_logits = (
-            out.logits
+        prior_hidden = (
+            out.hidden
             if out.posterior is None
-            else model.decoder(reply, out.prior.mean, None, batch.get("prompt"), batch.get("prompt_length"))
+            else model.decoder.states(reply, out.prior.mean, None, batch.get("prompt"), batch.get("prompt_length"))
         )
         head_logits = model.heads(out.prior.mean)
         known = (batch["labels"] >= 0) * weight[:, None]
@@ -125,7 +126,7 @@ def make_validation_step(config: Config, graphdef):
             "tokens": jnp.sum(weight * (length - 1)),
             "labels": jnp.sum(known),
             "instances": jnp.sum(weight),
-            "reconstruct_prior": losses.reconstruction(prior_logits, reply, length, weight),
+            "reconstruct_prior": losses.reconstruction(prior_hidden, out.lm_head, reply, length, weight),
             "classify": losses.classification(head_logits, batch["labels"], weight),
             "correct": jnp.sum(known * (jnp.argmax(head_logits, -1) == batch["labels"]), axis=0),
             "labelled": jnp.sum(known, axis=0),
@@ -133,7 +134,7 @@ def make_validation_step(config: Config, graphdef):
         if out.posterior is not None:
             raw = jnp.sum(gaussian_kl(out.posterior, out.prior), axis=-1)
             floored = losses.floored_kl(out.posterior, out.prior, config.loss.kl_floor)
-            sums["reconstruct_posterior"] = losses.reconstruction(out.logits, reply, length, weight)
+            sums["reconstruct_posterior"] = losses.reconstruction(out.hidden, out.lm_head, reply, length, weight)
             sums["kl_raw"], sums["kl_floored"] = jnp.sum(weight * raw), jnp.sum(weight * floored)
         return sums
 
@@ -219,6 +220,7 @@ def train(config: Config, workdir: str | Path) -> dict:
     resumed = (workdir / "config.json").exists()  # written last: a run without it has not begun
     config = pretrained.resolve(config, load_run(workdir) if resumed else None)
     config.check()
+    check_device(config)
 
     # ---- Data
     corpus = pipeline.prepare(config, Tokenizers.load(workdir / "tokenizers") if resumed else None)
@@ -382,9 +384,14 @@ def take_steps(settings: Train, state: dict, stream, train_step, schedule, valid
             report.training(step, mean | {"learning_rate": float(schedule(step - 1))})
 
     try:
-        for step in range(int(state["step"]) + 1, report.total + 1):
-            state, named = train_step(state, next(stream))
+        start = int(state["step"]) + 1
+        batch = next(stream) if start <= report.total else None
+        for step in range(start, report.total + 1):
+            shape = tuple(batch[name].shape[-1] for name in FIELDS if name in batch)
+            state, named = train_step(state, batch)
+            batch = next(stream)  # goes to its devices while they compute the step
             pending.append(named)
+            report.compiled(shape)
             report.progress(step)
             last = step == report.total
             if step % settings.log_every == 0 or last:
@@ -399,6 +406,7 @@ def take_steps(settings: Train, state: dict, stream, train_step, schedule, valid
                     report.write("validation", step, values)
                     shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
                     report.say(f"validation at step {step}  {shown}")
+                    report.compiled(shape)
                 checkpoint.save(manager, step, state, score)
                 report.resume(paused)
     finally:

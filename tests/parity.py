@@ -7,12 +7,12 @@ value of BERT and Llama become one layer, and so do Llama's gate and up; layers 
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from miracle_jax import config
 from miracle_jax.decoder import make
+from miracle_jax.layers import Compute
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -171,7 +171,7 @@ def decoder(case: dict, remat: bool = False) -> tuple[nnx.GraphDef, dict]:
         sizes["max_positions"] = len(params["positions"]["embedding"])
     settings = (config.Llama if is_llama(case) else config.Gpt2)(**sizes, **shape(case))
     latent = case["shape/latent"].item()
-    model = nnx.eval_shape(lambda: make(settings, latent, jnp.float32, remat, nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: make(settings, latent, Compute(remat=remat), nnx.Rngs(0)))
     expected = jax.tree.map(lambda leaf: leaf.shape, nnx.to_pure_dict(nnx.state(model)))
     assert jax.tree.map(lambda leaf: leaf.shape, params) == expected
     return nnx.graphdef(model), params

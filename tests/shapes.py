@@ -12,6 +12,7 @@ with install_import_hook("miracle_jax", "beartype.beartype"):
 
     from miracle_jax import config, decode, energy, losses, sampler
     from miracle_jax.decoder import make
+    from miracle_jax.layers import Compute
 
 model = miracle()
 micro_batches = jax.tree.map(jnp.asarray, random_batch(1, 4))
@@ -34,7 +35,7 @@ for method, drift in (("ode", "energy"), ("ode", "energy+prior"), ("langevin", "
     moved = sampler.sample(model.heads, *out.prior, aspects, weights, settings, jax.random.key(1))
 assert energy.aspect_probabilities(model.heads, jnp.asarray(moved.z)).shape == (4, len(SIZES), max(SIZES))
 shape = config.Llama(vocab_size=18, width=16, depth=2, heads=4, kv_heads=2, mlp=32, max_positions=24)
-llama = random_model(lambda: make(shape, 6, jnp.float32, False, nnx.Rngs(0)))
+llama = random_model(lambda: make(shape, 6, Compute(), nnx.Rngs(0)))
 for decoder in (model.decoder, llama):
     decoder(batch["reply"], out.z, jax.random.key(3))
     first = jnp.arange(4)

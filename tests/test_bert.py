@@ -9,6 +9,7 @@ from flax import nnx
 
 from miracle_jax import config
 from miracle_jax.bert import Bert
+from miracle_jax.layers import Compute
 
 CASES = [
     "bert_gelu",
@@ -35,7 +36,7 @@ def build(case, remat=False):
         max_positions=len(weights["embeddings.position_embeddings.weight"]),
         **parity.shape(case),
     )
-    model = nnx.eval_shape(lambda: Bert(shape, jnp.float32, remat, nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: Bert(shape, Compute(remat=remat), nnx.Rngs(0)))
     params = parity.bert(weights)
     expected = jax.tree.map(lambda leaf: leaf.shape, nnx.to_pure_dict(nnx.state(model)))
     assert jax.tree.map(lambda leaf: leaf.shape, params) == expected

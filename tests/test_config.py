@@ -55,8 +55,10 @@ def test_every_config_builds(path):
     settings = load_file(path)
     settings.check()
     graphdef, params = nnx.split(nnx.eval_shape(lambda: Miracle(settings, (2, 2, 2), nnx.Rngs(0))))
-    out = jax.eval_shape(lambda params, batch: nnx.merge(graphdef, params)(batch), params, batch_shapes(settings))
-    assert out.logits.shape == (2, settings.data.buckets[-1][2], settings.decoder.vocab_size)
+    out, logits = jax.eval_shape(
+        lambda params, batch: ((out := nnx.merge(graphdef, params)(batch)), out.logits), params, batch_shapes(settings)
+    )
+    assert logits.shape == (2, settings.data.buckets[-1][2], settings.decoder.vocab_size)
     assert out.z.shape == (2, settings.latent.size) and out.attribute_logits.shape == (2, 3, 2)
     assert (out.posterior is None) == (path.stem == "no_posterior")
 
@@ -155,6 +157,7 @@ def test_the_search_for_readers_can_fail():
         ("sample.weight", float("nan"), "sample.weight is nan; it must be at least 0"),
         ("decode.temperature", -1.0, "decode.temperature is -1.0; it must be at least 0"),
         ("decode.top_p", 0.0, "decode.top_p is 0.0; it must be in (0, 1]"),
+        ("attention", "flash", "attention is 'flash'; it must be one of xla, cudnn"),
         ("mesh.fsdp", 0, "mesh.fsdp is 0; it must be at least 1"),
         ("seed", -1, "seed is -1; it must be at least 0 and have at most 63 bits"),
         ("seed", 2**63, "seed is 9223372036854775808; it must be at least 0 and have at most 63 bits"),
@@ -169,6 +172,23 @@ def test_an_inconsistency_is_one_sentence(path, value, sentence):
         change(Config(), path, value).check()
     text = str(error.value)
     assert text.startswith("the config is inconsistent: ") and sentence in text and text.count(";") <= 1
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "sentence"),
+    [
+        ("dtype", "float32", "attention is cudnn, but dtype is float32; cuDNN computes attention in bfloat16 only"),
+        ("decoder.heads", 4, "attention is cudnn, but decoder.width / decoder.heads is 192; cuDNN takes multiples"),
+        ("encoder.heads", 64, "attention is cudnn, but encoder.width / encoder.heads is 12; cuDNN takes multiples"),
+    ],
+)
+def test_what_cudnn_cannot_compute_is_one_sentence(path, value, sentence):
+    settings = change(Config(), path, value)
+    settings.check()
+    with pytest.raises(UserError) as error:
+        change(settings, "attention", "cudnn").check()
+    assert sentence in str(error.value) and ";" not in str(error.value).replace("; cuDNN", "")
+    change(Config(), "attention", "cudnn").check()
 
 
 def test_all_inconsistencies_are_told_at_once():

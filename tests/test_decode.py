@@ -12,6 +12,7 @@ from small import random_model
 from miracle_jax import config
 from miracle_jax.decode import generate, nucleus
 from miracle_jax.gpt2 import Gpt2
+from miracle_jax.layers import Compute
 from miracle_jax.llama import Llama
 
 SIZES = {"vocab_size": 20, "width": 16, "depth": 2, "heads": 2, "mlp": 32, "max_positions": 24}
@@ -46,7 +47,7 @@ class Biased(Llama):
 
 def make(kind, dtype=jnp.float32):
     shape = config.Llama(**SIZES, kv_heads=1, tied=False) if issubclass(kind, Llama) else config.Gpt2(**SIZES)
-    return random_model(lambda: kind(shape, 6, dtype, False, nnx.Rngs(0)))
+    return random_model(lambda: kind(shape, 6, Compute(dtype), nnx.Rngs(0)))
 
 
 def make_decoder(bias=(), kind=Gpt2):

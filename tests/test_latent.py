@@ -8,6 +8,7 @@ from flax import nnx
 
 from miracle_jax import config
 from miracle_jax.latent import Gaussian, GaussianEncoder, Heads, kl
+from miracle_jax.layers import Compute
 
 SIZES = (3, 2, 4, 2)
 ACTIVATIONS = {"silu": lambda x: x / (1 + np.exp(-x)), "relu": lambda x: np.maximum(x, 0)}
@@ -81,7 +82,7 @@ def test_draws_are_reparameterised():
 
 def test_encoder_projects_the_pooled_text_to_mean_then_logvar_without_a_bias():
     shape = config.Bert(vocab_size=11, width=8, depth=1, heads=2, mlp=8, max_positions=6, init_std=0.5)
-    encoder = GaussianEncoder(shape, config.Latent(size=3, logvar_shift=-1.5), jnp.float32, False, nnx.Rngs(0))
+    encoder = GaussianEncoder(shape, config.Latent(size=3, logvar_shift=-1.5), Compute(), nnx.Rngs(0))
     tokens, length = jnp.array([[1, 2, 3, 0], [4, 5, 6, 7]]), jnp.array([3, 4])
     got, pooled = jax.jit(lambda *text: (encoder(*text), encoder.bert(*text)))(tokens, length)
     want = pooled @ encoder.to_gaussian.kernel[...]

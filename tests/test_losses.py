@@ -8,14 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from parity import assert_trees_close
 
 from miracle_jax import config, losses
 from miracle_jax.cvae import Outputs
+from miracle_jax.decoder import LmHead
 from miracle_jax.latent import Gaussian, kl
 
 EVERYTHING = config.Loss(reconstruct=1.0, kl=0.3, classify=0.5, gap=0.7, kl_floor=0.1)
 NOTHING = dataclasses.replace(EVERYTHING, reconstruct=0.0, kl=0.0, classify=0.0, gap=0.0)
 SIZES = (3, 2, 4)
+
+
+SAME = LmHead(np.eye(7, dtype=np.float32))  # hidden states are the scores
 
 
 def random_step(groups=2, rows=6, seed=0):
@@ -37,7 +42,7 @@ def random_step(groups=2, rows=6, seed=0):
         "labels": labels,
     }
     prior, posterior = Gaussian(normal(Z), normal(Z)), Gaussian(normal(Z), normal(Z))
-    return Outputs(prior, posterior, normal(Z), normal(S, V), normal(A, N)), batch
+    return Outputs(prior, posterior, normal(Z), normal(S, V), None, normal(A, N)), batch
 
 
 def micro_batches(outputs, batch):
@@ -48,7 +53,8 @@ def micro_batches(outputs, batch):
 def step_losses(outputs, batch, loss=EVERYTHING):
     """The losses of one optimizer step, as train.py adds them up."""
     total = losses.counts(batch)
-    named = [losses.parts(out, micro, loss, total) for out, micro in micro_batches(outputs, batch)]
+    parts = [(out._replace(lm_head=SAME), micro) for out, micro in micro_batches(outputs, batch)]
+    named = [losses.parts(*both, loss, total) for both in parts]
     return jax.tree.map(lambda *values: sum(values), *named)
 
 
@@ -61,26 +67,27 @@ def test_reconstruction_by_hand():
         [[0.1, 0.2, 0.3, 0.4], [0.7, 0.1, 0.15, 0.05], [0.3, 0.2, 0.1, 0.4], [0.9, 0.05, 0.03, 0.02], [1, 0, 0, 0]]
     )
     reply = np.array([[0, 1, 2, 3, 3]])
-    got = losses.reconstruction(np.log(probability + 1e-12)[None] + 5.0, reply, np.array([4]), np.ones(1))
+    scores = (np.log(probability + 1e-12) + 5.0).astype(np.float32)[None]
+    got = losses.reconstruction(scores, LmHead(np.eye(4)), reply, np.array([4]), np.ones(1))
     np.testing.assert_allclose(got, -np.log(0.2) - np.log(0.15) - np.log(0.4), rtol=1e-6)
 
 
 @jax.jit
 def reconstruction_per_token(logits, reply, length):
     batch = {"reply": reply[None], "reply_length": length[None], "labels": jnp.full((1, len(reply), 1), -1)}
-    return losses.reconstruction(logits, reply, length, jnp.ones(len(reply))) / losses.counts(batch).tokens
+    return losses.reconstruction(logits, SAME, reply, length, jnp.ones(len(reply))) / losses.counts(batch).tokens
 
 
 def test_reconstruction_is_the_mean_over_reply_tokens_and_eos():
     """Uniform scores cost log V a token, however long the replies are."""
     reply = np.zeros((3, 8), int)
-    got = reconstruction_per_token(np.zeros((3, 8, 7)), reply, np.array([2, 8, 5]))
+    got = reconstruction_per_token(np.zeros((3, 8, 7), np.float32), reply, np.array([2, 8, 5]))
     np.testing.assert_allclose(got, np.log(7), rtol=1e-6)
 
 
 def test_reconstruction_ignores_what_stands_in_padding_and_how_much_there_is():
     outputs, batch = random_step(groups=1)
-    logits, reply, length = outputs.logits[0], batch["reply"][0], batch["reply_length"][0]
+    logits, reply, length = outputs.hidden[0], batch["reply"][0], batch["reply_length"][0]
     padding = np.arange(9) >= length[:, None]
     before = reconstruction_per_token(logits, reply, length)
     other = reconstruction_per_token(
@@ -95,9 +102,79 @@ def test_reconstruction_ignores_what_stands_in_padding_and_how_much_there_is():
 def test_reconstruction_gradient_touches_exactly_the_places_that_predict_a_counted_token():
     outputs, batch = random_step(groups=1)
     length = batch["reply_length"][0]
-    slope = jax.grad(lambda logits: reconstruction_per_token(logits, batch["reply"][0], length))(outputs.logits[0])
+    slope = jax.grad(lambda logits: reconstruction_per_token(logits, batch["reply"][0], length))(outputs.hidden[0])
     moved = np.abs(slope).max(axis=-1) > 0
     np.testing.assert_array_equal(moved, np.arange(9) < length[:, None] - 1)
+
+
+# ---- Cross-entropy in pieces
+
+
+def directly(hidden, lm_head, target, weight):
+    """From the scores of everything at once."""
+    scores = jnp.einsum("BSD,VD->BSV", hidden, lm_head.table) + (0 if lm_head.bias is None else lm_head.bias)
+    log_p = jax.nn.log_softmax(scores, axis=-1)
+    return -jnp.sum(jnp.take_along_axis(log_p, target[..., None], axis=-1)[..., 0] * weight)
+
+
+def scored(dtype=np.float32, bias=True, rows=3, positions=10, width=6, vocabulary=29):
+    rng = np.random.default_rng(3)
+    lm_head = LmHead(rng.normal(size=(vocabulary, width)).astype(dtype), rng.normal(size=vocabulary).astype(dtype))
+    hidden, target = rng.normal(size=(rows, positions, width)), rng.integers(0, vocabulary, (rows, positions))
+    weight = np.where(np.arange(positions) < np.array([[4], [0], [7]]), rng.random((rows, positions)), 0)
+    return hidden.astype(dtype), lm_head if bias else lm_head._replace(bias=None), target, weight.astype(dtype)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("pieces", [1, 4, 10])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 1e-5)])
+def test_cross_entropy_in_pieces_equals_the_direct_form_with_its_gradient(monkeypatch, dtype, tolerance, pieces, bias):
+    hidden, lm_head, target, weight = scored(dtype, bias)
+    monkeypatch.setattr(losses, "LOGITS_MB", 4 * 3 * 29 * -(-10 // pieces) / 2**20)
+    with jax.enable_x64(dtype == np.float64):
+
+        def run(function):
+            def twice(hidden, lm_head):
+                return 2 * function(hidden, lm_head, target, weight)
+
+            return jax.jit(jax.value_and_grad(twice, (0, 1)))(hidden, lm_head)
+
+        want, got = run(directly), run(losses.cross_entropy)
+        assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {np.dtype(dtype)}
+        alone = jax.jit(losses.cross_entropy)(hidden, lm_head, target, weight)
+        np.testing.assert_allclose([2 * alone, got[0]], want[0], rtol=tolerance)
+        assert_trees_close(got[1], want[1], tolerance)
+
+
+def test_cross_entropy_looks_at_nothing_behind_the_last_weight():
+    hidden, lm_head, target, weight = scored()
+    hidden[:, 8:] = np.nan  # positions in the pieces after the 7 that count
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(losses, "LOGITS_MB", 4 * 3 * 29 * 2 / 2**20)
+        value, slopes = jax.value_and_grad(losses.cross_entropy, (0, 1))(hidden, lm_head, target, weight)
+    assert np.isfinite(value) and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
+    assert losses.cross_entropy(hidden, lm_head, target, 0 * weight) == 0
+
+
+def test_logits_of_the_whole_batch_are_never_in_memory(monkeypatch):
+    hidden, lm_head, target, weight = scored(positions=128, vocabulary=1000)
+    monkeypatch.setattr(losses, "LOGITS_MB", 4 * 3 * 1000 * 8 / 2**20)
+
+    def temporary(function):
+        compiled = jax.jit(jax.grad(function, (0, 1))).lower(hidden, lm_head, target, weight).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    logits = 4 * 3 * 128 * 1000
+    assert temporary(directly) > logits > 2 * temporary(losses.cross_entropy)
+
+
+def test_bfloat16_cross_entropy_is_summed_in_float32():
+    hidden, lm_head, target, weight = scored()
+    run = jax.jit(jax.value_and_grad(losses.cross_entropy, (0, 1)))
+    (value, slopes), (want, want_slopes) = run(hidden.astype(jnp.bfloat16), lm_head, target, weight), run(*scored())
+    assert value.dtype == jnp.float32 and slopes[0].dtype == jnp.bfloat16 and slopes[1].table.dtype == jnp.float32
+    np.testing.assert_allclose(value, want, rtol=1e-2)
+    np.testing.assert_allclose(slopes[1].table, want_slopes[1].table, atol=0.03)
 
 
 # ---- KL
@@ -253,7 +330,7 @@ def test_the_objective_is_the_weighted_sum_and_the_cycle_scales_the_kl_only():
 
 
 REACHES = {
-    "reconstruct": {"logits"},
+    "reconstruct": {"hidden"},
     "kl": {"prior", "posterior"},
     "classify": {"attribute_logits"},
     "gap": {"z"},
@@ -267,7 +344,7 @@ def test_every_loss_can_be_switched_off_on_its_own(name):
     everything = gradient(outputs, batch, loss=EVERYTHING)
     without = gradient(outputs, batch, loss=dataclasses.replace(EVERYTHING, **{name: 0.0}))
     alone = gradient(outputs, batch, loss=dataclasses.replace(NOTHING, **{name: getattr(EVERYTHING, name)}))
-    for field in Outputs._fields:
+    for field in set(Outputs._fields) - {"lm_head"}:
         moved = [any(np.any(leaf) for leaf in jax.tree.leaves(getattr(g, field))) for g in (without, alone)]
         assert moved == ([False, True] if field in REACHES[name] else [True, False]), field
     for parts in zip(*map(jax.tree.leaves, (without, alone, everything)), strict=True):

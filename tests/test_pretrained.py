@@ -28,7 +28,7 @@ from miracle_jax.config import Bert, Data, Gpt2, Llama
 from miracle_jax.cvae import join, split
 from miracle_jax.decoder import make
 from miracle_jax.errors import UserError
-from miracle_jax.layers import Adapted
+from miracle_jax.layers import Adapted, Compute
 from miracle_jax.model import merge_adapters
 from miracle_jax.tokenizers import load_tokenizer
 
@@ -930,7 +930,7 @@ def test_adapters_start_as_nothing_and_can_be_merged(family):
 
     def build(settings):
         """What computes the logits of these parameters, and random ones."""
-        graphdef, params = nnx.split(random_model(lambda: make(settings.decoder, 6, np.float32, False, nnx.Rngs(0))))
+        graphdef, params = nnx.split(random_model(lambda: make(settings.decoder, 6, Compute(), nnx.Rngs(0))))
         run = jax.jit(lambda params: nnx.merge(graphdef, params)(tokens, z))
         return lambda flat: np.asarray(run(unflatten_dict(flat))), flatten_dict(nnx.to_pure_dict(params))
 

@@ -27,6 +27,7 @@ from miracle_jax import checkpoint, config, dataset, pipeline, train
 from miracle_jax.attributes import Attribute, Schema
 from miracle_jax.command_line import read_config
 from miracle_jax.cvae import Miracle, Outputs
+from miracle_jax.decoder import LmHead
 from miracle_jax.errors import UserError
 from miracle_jax.latent import Gaussian
 
@@ -426,8 +427,8 @@ class Toy(nnx.Module):
         prior = Gaussian(*jnp.split(self.to_prior[batch["context"]].mean(1), 2, axis=-1))
         posterior = Gaussian(*jnp.split(self.to_posterior[batch["joint"]].mean(1), 2, axis=-1))
         z = posterior.sample(key, noise)
-        logits = self.table[batch["reply"]] + (z @ self.by_z[...])[:, None]
-        return Outputs(prior, posterior, z, logits, (z @ self.heads[...]).reshape(len(z), 3, 3))
+        scores = self.table[batch["reply"]] + (z @ self.by_z[...])[:, None]
+        return Outputs(prior, posterior, z, scores, LmHead(jnp.eye(18)), (z @ self.heads[...]).reshape(len(z), 3, 3))
 
 
 def toy_step(batches_of, seed=0, **loss):
