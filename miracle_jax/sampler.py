@@ -26,13 +26,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from miracle_jax import descent
 from miracle_jax.config import Sample
 from miracle_jax.energy import energy, energy_gradient
 from miracle_jax.errors import UserError
 
 log = logging.getLogger("miracle_jax")
 
-SOLVERS = {"euler": diffrax.Euler, "heun": diffrax.Heun, "dopri5": diffrax.Dopri5, "tsit5": diffrax.Tsit5}
+SOLVERS = descent.PAIRS | {"euler": diffrax.Euler, "heun": diffrax.Heun}
 SDE_STEPS = 200  # where `fixed_steps` names none
 
 
@@ -101,18 +102,25 @@ def solve(
     key: Array,
     config: Sample,
 ) -> SampleResult:
-    """The compiled call behind `sample`: all rows at once, on the device; `rows` are the row numbers for the noise."""
-    return jax.vmap(partial(_move, heads, key, config))(mean, logvar, aspects, weights, rows)
-
-
-def _move(heads, key, config, mean, logvar, aspects, weights, row) -> SampleResult:
-    """Moves one latent."""
+    """The compiled call behind `sample`: all rows at once, on the device; `rows` are the row numbers for the noise, a row
+    that repeats the one before it is there to fill up."""
     dtype = jnp.promote_types(mean.dtype, jnp.float32)
-    mean, logvar = mean.astype(dtype), logvar.astype(dtype)
-    start_key, noise_key = jax.random.split(jax.random.fold_in(key, row))
+    mean, logvar, weights = mean.astype(dtype), logvar.astype(dtype), weights.astype(dtype)
+    keys = jax.vmap(lambda row: jax.random.split(jax.random.fold_in(key, row)))(rows)
     start = mean
     if config.start == "draw":
-        start += jnp.exp(logvar / 2) * jax.random.normal(start_key, mean.shape, dtype)
+        noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:], dtype))(keys[:, 0])
+        start = mean + jnp.exp(logvar / 2) * noise
+    if descent.applies(heads, config):
+        live = jnp.concatenate([jnp.ones(1, bool), rows[1:] != rows[:-1]])
+        moved = descent.solve(heads, start, aspects, weights, live, config)
+        ok = moved.arrived & jnp.isfinite(moved.z).all(axis=-1) & jnp.isfinite(moved.energy_after)
+        return SampleResult(moved.z, moved.steps, ok, moved.energy_before, moved.energy_after)
+    return jax.vmap(partial(_move, heads, config))(start, mean, logvar, aspects, weights, keys[:, 1])
+
+
+def _move(heads, config, start, mean, logvar, aspects, weights, noise_key) -> SampleResult:
+    """Moves one latent; all cases but the one that descent.py does faster."""
     has_prior = config.drift == "energy+prior" or config.method == "sde"
 
     def grad_u(z):
@@ -123,11 +131,11 @@ def _move(heads, key, config, mean, logvar, aspects, weights, row) -> SampleResu
         z, steps, ok = _ode((lambda z: grad_u(z) - z) if has_prior else grad_u, start, config)
     elif config.method == "sde":
         steps = config.fixed_steps or SDE_STEPS
-        sizes = _beta(1 - jnp.arange(steps, dtype=dtype) / steps, config) / steps
+        sizes = _beta(1 - jnp.arange(steps, dtype=mean.dtype) / steps, config) / steps
         z, ok = _noisy_descent(lambda z: 2 * grad_u(z) - z, start, sizes, 1.0, noise_key), True
     else:
         steps = config.langevin_steps
-        sizes = config.langevin_step * config.langevin_decay ** jnp.arange(steps, dtype=dtype)
+        sizes = config.langevin_step * config.langevin_decay ** jnp.arange(steps, dtype=mean.dtype)
         z, ok = _noisy_descent(grad_u, start, sizes, config.langevin_temperature, noise_key), True
 
     before, after = (energy(heads, x, aspects, weights) for x in (start, z))
