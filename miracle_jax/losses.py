@@ -133,19 +133,23 @@ def _by_positions(add: Callable, start, hidden, lm_head, target, weight):
 
 
 def _nats(hidden, lm_head, target, weight):
+    """The sum, and what its gradient needs: exp(scores) and its sum over the vocabulary, up to a common factor."""
     scores = lm_head.logits(hidden)
     picked = jnp.take_along_axis(scores, target[..., None], axis=-1)[..., 0]
-    normaliser = jax.nn.logsumexp(scores, axis=-1)
-    return jnp.sum((normaliser - picked) * weight), (scores, normaliser)
+    highest = jnp.max(scores, axis=-1)
+    powers = jnp.exp(scores - highest[..., None])
+    total = jnp.sum(powers, axis=-1)
+    return jnp.sum((jnp.log(total) + highest - picked) * weight), (powers, total)
 
 
 def _nats_and_slopes(hidden, lm_head, target, weight):
     """The sum, its gradient of `hidden` and of `lm_head`."""
-    value, (scores, normaliser) = _nats(hidden, lm_head, target, weight)
-    slope = jnp.exp(scores - normaliser[..., None]) - (jnp.arange(scores.shape[-1]) == target[..., None])
-    slope = slope * weight[..., None]
-    bias = None if lm_head.bias is None else jnp.sum(slope, axis=(0, 1))
-    slope, exact = slope.astype(hidden.dtype), scores.dtype
+    value, (powers, total) = _nats(hidden, lm_head, target, weight)
+    right = jnp.arange(powers.shape[-1]) == target[..., None]
+    slope = powers * (weight / total)[..., None] - jnp.where(right, weight[..., None], 0)
+    # By a product with ones, since XLA's sum over rows takes several times as long on CPUs.
+    bias = None if lm_head.bias is None else jnp.einsum("BSV,BS->V", slope, jnp.ones_like(weight))
+    slope, exact = slope.astype(hidden.dtype), slope.dtype
     of_hidden = jnp.einsum("BSV,VD->BSD", slope, lm_head.table.astype(slope.dtype))
     return value, of_hidden, LmHead(jnp.einsum("BSV,BSD->VD", slope, hidden, preferred_element_type=exact), bias)
 
