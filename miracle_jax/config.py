@@ -206,13 +206,18 @@ class Sample:
     method: Literal["ode", "langevin", "sde"] = "ode"
     drift: Literal["energy", "energy+prior"] = "energy"
     """Force on z: the energy alone (Eq. 20) or with the prior (Eq. 19). `sde` always has the prior (Eq. 17)."""
-    solver: Literal["dopri5", "tsit5", "heun", "euler"] = "dopri5"
-    rtol: float = 1e-3
-    atol: float = 1e-3
+    solver: Literal["bosh3", "dopri5", "tsit5", "heun", "euler"] = "bosh3"
+    """Of Eq. 20. Eq. 19 has a solver of its own."""
+    rtol: float = 6e-4
+    """Error allowed in a step, relative to z; `atol` adds to it. With the defaults z(0) is at least as accurate as the
+    paper's code has it: a root mean square error of 2.7e-4 with SiLU heads and 7e-4 with ReLU heads (3.2e-4 and 3.5e-3)
+    after 21 and 33 evaluations of the gradient, means over real latents of size 768 with three attributes."""
+    atol: float = 6e-4
     max_steps: int = 256
     """A latent that needs more steps is returned as it is, with ok = False."""
     fixed_steps: int = 0
-    """Above 0: that many equal steps in place of step size control. `sde` always takes fixed steps (0: 200)."""
+    """Above 0: that many equal steps in place of step size control, in t for Eq. 20, in the integral of beta for
+    Eq. 19. `sde` always takes fixed steps (0: 200)."""
     beta_min: float = 0.1
     beta_max: float = 20.0
     langevin_steps: int = 200

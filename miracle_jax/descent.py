@@ -11,8 +11,8 @@ Three things make it fast, and none of them changes the solution:
 - Slots. A fixed number of latents is under way at any time; one that has arrived leaves its slot to the next. So nobody
   waits for the slowest, and what is under way stays small.
 
-An embedded Runge-Kutta pair estimates the error of each step. A step is accepted where the error's root mean square over
-the Z dimensions of z is at most atol + rtol rms(z); |error|^2 is known without z, since |c W^T|^2 = c G c^T.
+An embedded Runge-Kutta pair estimates the error of each step. A step is accepted where the error's root mean square
+over the Z dimensions of z is at most atol + rtol rms(z); |error|^2 is known without z, since |c W^T|^2 = c G c^T.
 
 Axis letters: B latents, C slots, Z latent, A attributes, F hidden, D = A F, N aspects, X = D or Z.
 """
@@ -61,7 +61,7 @@ class _Energy(NamedTuple):
         A, Z, F = w1.shape
         N = w2.shape[-1]
         exists = jnp.arange(N) < jnp.array(heads.sizes)[:, None]
-        blocks = jnp.einsum("AFN,AK->AFKN", w2, jnp.eye(A, dtype=dtype))
+        blocks = jnp.einsum("AFN,AK->AFKN", jnp.where(exists[:, None], w2, 0), jnp.eye(A, dtype=dtype))
         return cls(
             jnp.moveaxis(w1, 0, 1).reshape(Z, A * F), b1.reshape(-1), blocks.reshape(A * F, A * N),
             jnp.where(exists, b2, HIDDEN),
@@ -82,6 +82,8 @@ def with_derivative(name: str) -> Callable:
     """u -> (activation(u), its derivative)."""
     function = ACTIVATIONS[name]
     return lambda u: jax.jvp(function, (u,), (jnp.ones_like(u),))
+
+
 class Result(NamedTuple):
     """Of each latent: z(0), steps tried, whether it arrived, and the energies of z(T) and z(0)."""
 
@@ -144,7 +146,7 @@ def solve(
     activation = with_derivative(heads.activation)
     solver = PAIRS[config.solver]()
     tableau, order = solver.tableau, solver.order(None)
-    length = (config.beta_min + config.beta_max) / 4
+    length, tiny = (config.beta_min + config.beta_max) / 4, jnp.finfo(dtype).tiny
 
     def slope(x, wanted, weights):
         """(dx/ds, dc/ds, E)."""
@@ -161,13 +163,14 @@ def solve(
         dx, dc, energy = slope(x, wanted, weights)
         change_x, change_c, _ = jax.jvp(lambda x: slope(x, wanted, weights), (x,), (dx,))[1]
         steepness, change = squared(dx, dc) ** 0.5, squared(change_x, change_c) ** 0.5
-        # A gradient that hardly changes (or is 0) makes q as good as s.
-        s0 = jnp.minimum(steepness / jnp.maximum(change, jnp.finfo(dtype).tiny), 10 * length)
-        s0 = jnp.where(steepness > 0, s0, length)
+        # A gradient that hardly changes (or is 0) makes q as good as s. Without time (length 0) s0 is still above 0.
+        s0 = jnp.minimum(steepness / jnp.maximum(change, tiny), 10 * length)
+        s0 = jnp.maximum(jnp.where(steepness > 0, s0, length), tiny)
         end = jnp.log1p(length / s0)
+        possible = jnp.isfinite(end + steepness + energy)  # else all steps would be tried for nothing
         zeros = jnp.zeros(B, dtype)
         return _Slots(
-            row=jnp.arange(B), busy=live & jnp.isfinite(end), arrived=~live, tries=jnp.zeros(B, jnp.int32), q=zeros,
+            row=jnp.arange(B), busy=live & possible, arrived=~live, tries=jnp.zeros(B, jnp.int32), q=zeros,
             end=end, s0=s0, step=jnp.minimum(FIRST_STEP, end), ratio=zeros + 1, square=jnp.sum(mean * mean, axis=-1),
             energy=energy, x=x, c=jnp.zeros_like(dc), dx=s0[:, None] * dx, dc=s0[:, None] * dc, wanted=wanted,
             weights=weights,
@@ -216,13 +219,14 @@ def solve(
     def turn(state):
         """Fills the free slots, steps until a good part of them is free again, and takes what has ended out."""
         slots, following, done = state
-        row = following + jnp.cumsum(~slots.busy) - 1
+        free = (~slots.busy).astype(jnp.int32)
+        row = following + jnp.cumsum(free, dtype=jnp.int32) - 1
         taken = ~slots.busy & (row < B)
         picked = jnp.minimum(row, B - 1)
         slots = jax.tree.map(
             lambda old, new: jnp.where(taken.reshape(-1, *[1] * (old.ndim - 1)), new[picked], old), slots, starts
         )
-        following = jnp.minimum(following + jnp.sum(~state[0].busy), B)
+        following = jnp.minimum(following + jnp.sum(free, dtype=jnp.int32), B)  # as a sum int64 under x64
         least = jnp.where(following < B, C - max(C // 4, 1), 0)
         slots = jax.lax.while_loop(lambda slots: jnp.sum(slots.busy) > least, advance, slots)
         ended = jnp.where(slots.busy, B, slots.row)
@@ -241,4 +245,4 @@ def solve(
 
 def _combine(weights, terms):
     """Sum of the terms by a tableau's weights, zeros left out."""
-    return sum(float(weight) * term for weight, term in zip(weights, terms, strict=False) if weight)
+    return sum(float(weight) * term for weight, term in zip(weights, terms, strict=True) if weight)

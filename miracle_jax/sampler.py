@@ -9,9 +9,11 @@ drift "energy+prior". The methods:
     sde                 dz = beta/2 (2 grad U - z) dt + sqrt(beta) dw, with the prior in U              (Eq. 17)
     langevin            z <- z - eps_k/2 grad U + temperature sqrt(eps_k) xi,  eps_k = langevin_step langevin_decay^k
 
-Eq. 19 is stiff where s is small and grows where s > 1. Eq. 17 has one score for all t: without energy it ends near
-N(2 mu / (2 - s^2), s^2 / (2 - s^2)), which is the prior only for small s. Without the prior it would do nothing but
-spread, so `drift` does not apply to it. Its fixed steps are unstable where s^2 < beta_max / (2 steps).
+Eq. 20 of our own heads is solved by descent.py, that of other callables by diffrax. Eq. 19 is stiff where s is small;
+its linear part is therefore solved exactly, by exponential.py, whatever `solver` is. It grows where s > 1. Eq. 17 has
+one score for all t: without energy it ends near N(2 mu / (2 - s^2), s^2 / (2 - s^2)), which is the prior only for small
+s. Without the prior it would do nothing but spread, so `drift` does not apply to it. Its fixed steps are unstable where
+s^2 < beta_max / (2 steps).
 """
 
 import dataclasses
@@ -30,6 +32,7 @@ from miracle_jax import descent
 from miracle_jax.config import Sample
 from miracle_jax.energy import energy, energy_gradient
 from miracle_jax.errors import UserError
+from miracle_jax.exponential import Exponential
 
 log = logging.getLogger("miracle_jax")
 
@@ -102,7 +105,7 @@ def solve(
     key: Array,
     config: Sample,
 ) -> SampleResult:
-    """The compiled call behind `sample`: all rows at once, on the device; `rows` are the row numbers for the noise, a row
+    """The compiled call behind `sample`: all rows at once, on the device. `rows` are the row numbers for the noise; one
     that repeats the one before it is there to fill up."""
     dtype = jnp.promote_types(mean.dtype, jnp.float32)
     mean, logvar, weights = mean.astype(dtype), logvar.astype(dtype), weights.astype(dtype)
@@ -123,12 +126,20 @@ def _move(heads, config, start, mean, logvar, aspects, weights, noise_key) -> Sa
     """Moves one latent; all cases but the one that descent.py does faster."""
     has_prior = config.drift == "energy+prior" or config.method == "sde"
 
-    def grad_u(z):
-        gradient = energy_gradient(heads, z, aspects, weights)
-        return gradient + (z - mean) * jnp.exp(-logvar) if has_prior else gradient
+    def grad_e(z):
+        return energy_gradient(heads, z, aspects, weights)
 
-    if config.method == "ode":
-        z, steps, ok = _ode((lambda z: grad_u(z) - z) if has_prior else grad_u, start, config)
+    def grad_u(z):
+        return grad_e(z) + (z - mean) * jnp.exp(-logvar) if has_prior else grad_e(z)
+
+    if config.method == "ode" and has_prior:
+        # With B = integral of beta/2 from t to 1 and k = 1 - 1/s^2: dz/dB = z - grad U = k (z - mu) + mu - grad E.
+        solver = Exponential(rate=-jnp.expm1(-logvar), centre=mean)
+        length = (config.beta_min + config.beta_max) / 4
+        z, steps, ok = _ode(lambda _, z, __: mean - grad_e(z), solver, 0, length, length / 50, start, config)
+    elif config.method == "ode":
+        solver = SOLVERS[config.solver]()
+        z, steps, ok = _ode(lambda t, z, _: _beta(t, config) / 2 * grad_e(z), solver, 1, 0, None, start, config)
     elif config.method == "sde":
         steps = config.fixed_steps or SDE_STEPS
         sizes = _beta(1 - jnp.arange(steps, dtype=mean.dtype) / steps, config) / steps
@@ -147,15 +158,18 @@ def _beta(t, config: Sample):
     return config.beta_min + t * (config.beta_max - config.beta_min)
 
 
-def _ode(force: Callable, z: Float[Array, " Z"], config: Sample):
-    """Solves dz/dt = beta(t)/2 force(z) from t = 1 to 0. Returns z(0), the steps tried, whether it arrived."""
+def _ode(field: Callable, solver, begin: float, end: float, first: float | None, z: Float[Array, " Z"], config: Sample):
+    """Solves dz/dx = field(x, z, None). first: size of the first step, None for diffrax's choice.
+
+    Returns z at `end`, the steps tried, whether it arrived.
+    """
     fixed = config.fixed_steps
     solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(lambda t, z, _: _beta(t, config) / 2 * force(z)),
-        SOLVERS[config.solver](),
-        t0=jnp.ones((), z.dtype),  # a Python float would make a float32 solve float64 under jax_enable_x64
-        t1=jnp.zeros((), z.dtype),
-        dt0=-1 / fixed if fixed else None,
+        diffrax.ODETerm(field),
+        solver,
+        t0=jnp.asarray(begin, z.dtype),  # a Python float would make a float32 solve float64 under jax_enable_x64
+        t1=jnp.asarray(end, z.dtype),
+        dt0=(end - begin) / fixed if fixed else first,
         y0=z,
         stepsize_controller=diffrax.ConstantStepSize() if fixed else diffrax.PIDController(config.rtol, config.atol),
         adjoint=diffrax.ForwardMode(),  # a plain while loop: nobody differentiates through the solve
