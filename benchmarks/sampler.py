@@ -2,10 +2,10 @@
 
     python -m benchmarks.sampler [--size tiny|base|paper] [--device cpu|gpu] [--curves]
 
-Real latents of size 768 with heads trained on them (latents.npz; make_latents.py says how), each context with each of the
-eight personalities, weight 1 an attribute. The error of a result is the mean over 64 latents of the root mean square over
-their dimensions against a tight solution in float64: diffrax's Dopri5 at 1e-9 for SiLU; for ReLU, whose field jumps, Heun
-with 20,000 equal steps. Sizes: tiny 512 latents, base 4,096, paper 65,536.
+Real latents of size 768 with heads trained on them (latents.npz; make_latents.py says how), each context with each of
+the eight personalities, weight 1 an attribute. The error of a result is the mean over 64 latents of the root mean square
+over their dimensions against a tight solution in float64: diffrax's Dopri5 at 1e-9 for SiLU; for ReLU, whose field
+jumps, Heun with 20,000 equal steps. Sizes: tiny 512 latents, base 4,096, paper 65,536.
 """
 
 from benchmarks import measure
@@ -62,7 +62,7 @@ def judged(latents: int):
 
 
 def reference(activation: str, latents: int):
-    """The tight float64 solution of the judged latents, (64, Z), by a program that shares nothing with the fast path."""
+    """The tight float64 solution of the judged latents, (64, Z), by a program that shares nothing with the fast one."""
     import diffrax
     import jax
     import jax.numpy as jnp
@@ -167,7 +167,8 @@ def compare(activation: str, given) -> None:
             "flops": counted(name, output, latents), "error": wrong, "evaluations": evaluations,
             "correct": f"error {wrong:.1e}, {evaluations:.0f} evaluations",
         }  # fmt: skip
-    measure.rows("sampler", f"{latents} latents x 768, 3 attributes, {activation}", timings, given, facts, latents=latents)
+    work = f"{latents} latents x 768, 3 attributes, {activation}"
+    measure.rows("sampler", work, timings, given, facts, latents=latents)
 
 
 def accuracy_curve(activation: str, given) -> None:

@@ -23,7 +23,8 @@ The files, in the order in which a sentence travels:
     sampler.py       the ODE and the other samplers
     descent.py       Eq. 20 for our own heads, fast
     exponential.py   a solver for Eq. 19, which is stiff
-    decode.py        latents -> tokens, in one compiled loop
+    slots.py         many rows through few places
+    decode.py        latents -> tokens, in one compiled call
     hub.py           outside checkpoints as files; gguf_file.py reads llama.cpp's
     weights.py       other people's names for our parameters
     pretrained.py    starting from outside checkpoints

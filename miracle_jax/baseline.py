@@ -217,7 +217,7 @@ def answer(config: Config, params: dict, tokenizer: DecoderTokenizer, prompts: S
     """A reply to each prompt, by config.decode. Prompts of similar length share a batch."""
     config, params = merge_adapters(config, params)
     model = nnx.merge(graph_of(config), jax.device_put(params, jax.local_devices()[0]))
-    bos, eos, size = tokenizer.bos_id, tokenizer.eos_id, config.decode.batch_size
+    bos, eos, size = tokenizer.bos_id, tokenizer.eos_id, config.decode.batch_size or 128
     tokens = np.arange(config.decoder.vocab_size)
     allowed, key = jnp.asarray((tokens < tokenizer.size) & (tokens != bos)), jax.random.key(config.seed)
 

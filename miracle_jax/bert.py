@@ -28,7 +28,7 @@ class Block(nnx.Module):
         rate = self.shape.dropout
         weights_key, attention_key, mlp_key = split_key(key, 3)
         q, k, v = jnp.split(self.qkv(x).reshape(*x.shape[:2], 3 * self.shape.heads, -1), 3, axis=2)
-        mixed = attention(q, [(k, v, visible)], rate, weights_key, self.how.attention)
+        mixed = attention(q, [(k.swapaxes(1, 2), v.swapaxes(1, 2), visible)], rate, weights_key, self.how.attention)
         x = self.attention_norm(x + dropout(self.attention_out(mixed), rate, attention_key))
         hidden = self.mlp_out(ACTIVATIONS[self.shape.activation](self.mlp_in(x)))
         return self.mlp_norm(x + dropout(hidden, rate, mlp_key)), None

@@ -248,8 +248,9 @@ class Decode:
     temperature: float = 0.0
     """0 is greedy."""
     top_p: float = 1.0
-    batch_size: int = 128
-    """Replies decoded in one compiled call; halved as often as needed when memory runs out."""
+    batch_size: int = 0
+    """Replies under way at a time; one that has ended leaves its place to the next. 0: as many as memory has room for,
+    at most 1,024, and 64 on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -409,13 +410,12 @@ _LIMITS = (
         encoder.segments encoder.vocab_size encoder.width encoder.depth encoder.heads encoder.mlp encoder.max_positions
         decoder.vocab_size decoder.width decoder.depth decoder.heads decoder.mlp decoder.max_positions
         latent.size latent.hidden loss.kl_period train.batch_size train.log_every train.eval_every train.save_every
-        train.latent_batch_size train.keep sample.max_steps sample.langevin_steps sample.batch_size decode.batch_size
-        mesh.fsdp"""),
+        train.latent_batch_size train.keep sample.max_steps sample.langevin_steps sample.batch_size mesh.fsdp"""),
     ("at least 0", lambda x: x >= 0, """
         encoder.init_std decoder.init_std loss.reconstruct loss.kl loss.kl_floor loss.classify loss.gap train.steps
         train.latent_steps decoder.lora_rank decoder.context_tokens
         train.weight_decay train.refit_epochs sample.fixed_steps sample.langevin_step sample.langevin_temperature
-        sample.weight decode.temperature mesh.shard_above_mb"""),
+        sample.weight decode.batch_size decode.temperature mesh.shard_above_mb"""),
     ("above 0", lambda x: x > 0, """
         encoder.norm_eps decoder.norm_eps train.learning_rate train.refit_learning_rate train.clip sample.rtol
         sample.atol sample.langevin_decay"""),

@@ -1,17 +1,26 @@
-"""Latents to replies: one compiled loop over a key/value cache, which ends as soon as every reply has ended.
+"""Latents to replies: one compiled call, in which a reply that has ended leaves its place in the batch to the next.
 
-Axis letters: B batch, P prompt tokens, T positions, L layers, H heads, K head size, Z latent, V vocabulary.
+The key/value cache is a ring: every step writes all replies' new keys into the same column, whenever each of them
+began, and a reply sees the columns written since then. The ring grows when a reply needs it, so short replies pay for
+short rings.
+
+Axis letters: B replies, C replies under way, P prompt tokens, M most tokens of a reply, R columns of the ring, G
+key/value heads, K head size, Z latent, V vocabulary.
 """
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from miracle_jax import config
+from miracle_jax import config, slots
+from miracle_jax.decoder import Decoder
 from miracle_jax.layers import HIDDEN
+
+FIRST_RING = 32
 
 
 def generate(
@@ -25,7 +34,8 @@ def generate(
     key: Key[Array, ""],
     prompt: Int[Array, "B P"] | None = None,
     prompt_length: Int[Array, " B"] | None = None,
-) -> tuple[Int[Array, "B T"], Int[Array, " B"]]:
+    total: int | None = None,
+) -> tuple[Int[Array, "B M"], Int[Array, " B"]]:
     """Writes one reply a latent.
 
     Args:
@@ -34,70 +44,143 @@ def generate(
       rows: a number for each reply; with `key` it decides what is drawn, whatever else is in the batch.
       allowed: tokens that may be written at all (not `<bos>`, not rows of the table that no token has).
       bos, eos: ids of `<bos>` and `<eos>`; `<eos>` is barred from the first `settings.min_new_tokens`.
-      settings: lengths, temperature (0 is greedy) and top-p.
+      settings: lengths, temperature (0 is greedy), top-p, and how many replies are under way at a time.
       key: seed of the sampling; greedy replies do not depend on it.
       prompt, prompt_length: the context that a decoder which sees it reads first, padded on the left.
+      total: replies that are wanted, the first of B; the others only fill up, and nothing is written. None: all.
 
     Returns:
-      Token ids, `<eos>` from the end of each reply on, T = settings.max_new_tokens; and the replies' lengths without
-      `<eos>`. A reply that reached T tokens was cut there.
+      Token ids, `<eos>` from the end of each reply on, M = settings.max_new_tokens; and the replies' lengths without
+      `<eos>`. A reply that reached M tokens was cut there.
     """
+    places = min(settings.batch_size or places_in_memory(decoder, settings, prompt), len(z))
     return _generate(
         decoder, z, rows, allowed, key, settings.temperature, settings.top_p, prompt, prompt_length,
-        bos=bos, eos=eos, least=settings.min_new_tokens, most=settings.max_new_tokens, greedy=settings.temperature == 0,
+        len(z) if total is None else total, bos=bos, eos=eos, least=settings.min_new_tokens,
+        most=settings.max_new_tokens, greedy=settings.temperature == 0, places=places,
     )  # fmt: skip
 
 
-@partial(jax.jit, static_argnames=("bos", "eos", "least", "most", "greedy"))
+def places_in_memory(decoder: Decoder, settings: config.Decode, prompt: Array | None) -> int:
+    """How many replies to have under way: as many as a third of the free memory has room for, at most 1,024.
+
+    On a CPU 64, whose cache of a small decoder is no burden; more gains nothing there.
+    """
+    device = jax.local_devices()[0]
+    memory = device.memory_stats() or {}
+    if device.platform == "cpu" or "bytes_limit" not in memory:
+        return 64
+    shape = decoder.shape
+    columns = 1 + (0 if prompt is None else prompt.shape[1]) + settings.max_new_tokens
+    head = shape.width // shape.heads
+    bytes_a_reply = 2 * shape.depth * decoder.kv_heads * head * columns * jnp.dtype(decoder.layers.how.dtype).itemsize
+    room = (memory["bytes_limit"] - memory["bytes_in_use"]) // 3 // bytes_a_reply
+    return max(1, min(1024, 1 << max(int(room).bit_length() - 1, 0)))
+
+
+class _Writing(NamedTuple):
+    """The replies under way."""
+
+    z: Float[Array, "C Z"]
+    key: Key[Array, " C"]
+    prompt_length: Int[Array, " C"]
+    past: list
+    """For each layer, keys and values (C, G, 1 + P + R, K): the latent's, the prompt's, the ring."""
+    column: Int[Array, ""]
+    """Of the ring, the next to be written."""
+    token: Int[Array, " C"]
+    """The last that was written."""
+    age: Int[Array, " C"]
+    """Tokens that it has in the ring."""
+    text: Int[Array, "C M"]
+    length: Int[Array, " C"]
+
+
+@partial(jax.jit, static_argnames=("bos", "eos", "least", "most", "greedy", "places"))
 def _generate(
-    decoder, z, rows, allowed, key, temperature, top_p, prompt, prompt_length, *, bos, eos, least, most, greedy
+    decoder, z, rows, allowed, key, temperature, top_p, prompt, prompt_length, total, *, bos, eos, least, most, greedy,
+    places
 ):
-    B = z.shape[0]
+    B, C = len(z), places
+    dtype = decoder.layers.how.dtype
+    graphdef, params = nnx.split(decoder)
+    # Once, rather than at every token.
+    decoder = nnx.merge(graphdef, jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, params))
+    layers = decoder.layers.one_by_one()
     P = 0 if prompt is None else prompt.shape[1]
-    slots = jnp.arange(1 + P + most)  # slot 0 is the latent's, then come the prompt's, then reply token n (from 1)
+    prompt_length = jnp.zeros(B, jnp.int32) if prompt is None else prompt_length
     row_keys = jax.vmap(partial(jax.random.fold_in, key))(rows)
+    rings = [*(size for size in (FIRST_RING << i for i in range(16)) if size < most), most]
 
-    def room(latent):
-        L, _, _, H, K = latent.shape
-        return jnp.zeros((L, B, len(slots), H, K), latent.dtype).at[:, :, :1].set(latent)
-
-    def unfinished(state):
-        step, _, _, _, done, _ = state
-        return (step < most) & ~jnp.all(done)
-
-    def write_token(state):
-        step, token, cache, written, done, length = state
-        visible, position = slots <= P + step, step + 1
+    def load(state, slot, row):
+        latent, read = decoder.latent_key_values(z[row]), prompt_length[row]
+        start = latent = list(zip(*map(jnp.unstack, latent), strict=True))
         if P:
-            padding = P - prompt_length[:, None]
-            visible = (visible & ((slots == 0) | (slots > padding)))[:, None]
-            position = position + prompt_length[:, None]
-        hidden, new = decoder.hidden(token[:, None], z, cache, visible, position)
-        cache = tuple(
-            jax.lax.dynamic_update_slice_in_dim(old, fresh.astype(old.dtype), P + step + 1, axis=2)
-            for old, fresh in zip(cache, new, strict=True)
-        )
-        permitted = allowed & ((jnp.arange(allowed.shape[0]) != eos) | (step >= least))
+            first, seen = P - read, jnp.ones((), bool)
+            _, new = decoder.hidden(prompt[row], z[row], latent, seen, 1 - first[:, None], None, first, layers)
+            start = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), latent, new)
+
+        def put(old, new):
+            return old.at[slot].set(new, mode="drop")
+
+        return state._replace(
+            z=put(state.z, z[row]), key=put(state.key, row_keys[row]), prompt_length=put(state.prompt_length, read),
+            past=jax.tree.map(lambda old, new: old.at[slot, :, : 1 + P].set(new, mode="drop"), state.past, start),
+            token=put(state.token, bos), age=put(state.age, 0), text=put(state.text, eos), length=put(state.length, 0),
+        )  # fmt: skip
+
+    def write(state, busy):
+        R = state.past[0][0].shape[2] - 1 - P
+        ago = (state.column - 1 - jnp.arange(R)) % R  # steps since a column was written
+        own = ago < state.age[:, None]
+        given = (jnp.arange(1 + P) == 0) | (jnp.arange(1 + P) > P - state.prompt_length[:, None])
+        visible = jnp.concatenate([given, own], axis=1)[:, None]
+        position = (1 + state.prompt_length + state.age)[:, None]
+        hidden, new = decoder.hidden(state.token[:, None], state.z, state.past, visible, position, None, None, layers)
+        past = jax.tree.map(
+            lambda old, fresh: jax.lax.dynamic_update_slice_in_dim(old, fresh, 1 + P + state.column, axis=2),
+            state.past, new,
+        )  # fmt: skip
+        permitted = allowed & ((jnp.arange(len(allowed)) != eos) | (state.age >= least)[:, None])
         logits = jnp.where(permitted, decoder.logits(hidden)[:, 0], HIDDEN)
         if greedy:
-            choice = jnp.argmax(logits, axis=-1)
+            token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         else:
-            step_keys = jax.vmap(lambda k: jax.random.fold_in(k, step))(row_keys)
-            choice = jax.vmap(jax.random.categorical)(step_keys, nucleus(logits / temperature, top_p))
-        token = jnp.where(done, eos, choice).astype(jnp.int32)
-        done = done | (token == eos)
-        return step + 1, token, cache, written.at[:, step].set(token), done, length + ~done
+            keys = jax.vmap(jax.random.fold_in)(state.key, state.age)
+            token = jax.vmap(jax.random.categorical)(keys, nucleus(logits / temperature, top_p)).astype(jnp.int32)
+        going = busy & (token != eos)
+        text = state.text.at[jnp.arange(C), jnp.where(going, state.age, most)].set(token, mode="drop")
+        age = state.age + busy
+        state = state._replace(
+            past=past, column=(state.column + 1) % R, token=token, age=age, text=text, length=state.length + going
+        )
+        return state, going & (age < most)
 
-    latent = decoder.latent_key_values(z)
-    cache = tuple(room(part) for part in latent)
-    if P:
-        first = P - prompt_length
-        _, new = decoder.hidden(prompt, z, latent, jnp.ones((), bool), 1 - first[:, None], None, first)
-        cache = tuple(old.at[:, :, 1 : P + 1].set(fresh) for old, fresh in zip(cache, new, strict=True))
-    written = jnp.full((B, most), eos, jnp.int32)
-    start = (jnp.int32(0), jnp.full(B, bos, jnp.int32), cache, written, jnp.zeros(B, bool), jnp.zeros(B, jnp.int32))
-    _, _, _, written, _, length = jax.lax.while_loop(unfinished, write_token, start)
-    return written, length
+    empty = jnp.zeros((C, decoder.kv_heads, 1 + P + rings[0], decoder.shape.width // decoder.shape.heads), dtype)
+    state = _Writing(
+        z=jnp.zeros((C, z.shape[1]), z.dtype), key=row_keys[:C], prompt_length=jnp.zeros(C, jnp.int32),
+        past=[(empty, empty)] * decoder.shape.depth, column=jnp.int32(0), token=jnp.zeros(C, jnp.int32),
+        age=jnp.zeros(C, jnp.int32), text=jnp.zeros((C, most), jnp.int32), length=jnp.zeros(C, jnp.int32),
+    )  # fmt: skip
+    queue = slots.begin(total, C, (jnp.full((B, most), eos, jnp.int32), jnp.zeros(B, jnp.int32)))
+    for ring in rings:
+        if ring != rings[0]:
+            state = _grown(state, 1 + P, ring)
+        enough = None if ring == most else lambda state, busy, ring=ring: jnp.max(state.age * busy) < ring
+        state, queue = slots.run(state, queue, load, write, lambda state: (state.text, state.length), enough)
+    return queue.results
+
+
+def _grown(state: _Writing, fixed: int, ring: int) -> _Writing:
+    """With a ring of `ring` columns, the old ones in front of the new, the oldest first. fixed: columns before it."""
+
+    def grown(cache):
+        old = jnp.roll(cache[:, :, fixed:], -state.column, axis=2)
+        room = jnp.zeros((*old.shape[:2], ring - old.shape[2], old.shape[3]), old.dtype)
+        return jnp.concatenate([cache[:, :, :fixed], old, room], axis=2)
+
+    old = state.past[0][0].shape[2] - fixed
+    return state._replace(past=jax.tree.map(grown, state.past), column=jnp.int32(old))
 
 
 def nucleus(logits: Float[Array, "B V"], top_p: Float[Array, ""] | float) -> Float[Array, "B V"]:

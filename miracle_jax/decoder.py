@@ -7,6 +7,7 @@ Axis letters: B batch, S new tokens, T earlier positions, D model, H heads, G ke
 Z latent, V vocabulary.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,8 +18,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from miracle_jax import config
 from miracle_jax.layers import Compute, Stack, dense, dropout, split_key
 
-Past = tuple[Float[Array, "L B T G K"], Float[Array, "L B T G K"]]  # keys and values of earlier positions
-New = tuple[Float[Array, "L B S G K"], Float[Array, "L B S G K"]]  # and of new tokens
+Past = tuple[Float[Array, "L B G T K"], Float[Array, "L B G T K"]]  # keys and values of earlier positions
+New = tuple[Float[Array, "L B G S K"], Float[Array, "L B G S K"]]  # and of new tokens
 
 
 class LmHead(NamedTuple):
@@ -66,7 +67,7 @@ class Decoder(nnx.Module):
 
     def latent_key_values(self, z: Float[Array, "B Z"]) -> Past:
         """The key and the value (equal) that the latent adds to every layer, T = 1."""
-        chunks = self.latent_proj(z).reshape(z.shape[0], self.shape.depth + 1, 1, self.kv_heads, -1)
+        chunks = self.latent_proj(z).reshape(z.shape[0], self.shape.depth + 1, self.kv_heads, 1, -1)
         layers = jnp.moveaxis(chunks[:, :-1], 1, 0)
         return layers, layers
 
@@ -79,6 +80,7 @@ class Decoder(nnx.Module):
         position: Int[Array, "..."] | int,
         key: Key[Array, ""] | None = None,
         first: Int[Array, " B"] | None = None,
+        layers: Callable | None = None,
     ) -> tuple[Float[Array, "B S D"], New]:
         """Runs S new tokens after T earlier positions, of which position 0 is the latent's.
 
@@ -90,6 +92,7 @@ class Decoder(nnx.Module):
           position: number of the first new token, 1 for `<bos>`; (B, 1) where rows differ.
           key: dropout key; None at inference.
           first: index of each row's first new token that exists; those before it are padding, which nobody sees.
+          layers: in place of its own, what `layers.one_by_one()` gave; `past` and what is returned are then lists.
 
         Returns:
           The last layer's output after the final norm, and the new tokens' keys and values (T = S).
@@ -102,7 +105,8 @@ class Decoder(nnx.Module):
             visible = visible & (jnp.arange(S) >= first[:, None, None])
         x = self.embed(tokens, positions) + self.latent_embed(z)[:, None]
         x = dropout(x, self.shape.dropout, embed_key)
-        x, new = self.layers(x, visible, past_visible, self.place(positions), per_layer=past, key=layers_key)
+        run = layers or self.layers
+        x, new = run(x, visible, past_visible, self.place(positions), per_layer=past, key=layers_key)
         return self.norm(x), new
 
     def lm_head(self) -> LmHead:

@@ -30,6 +30,7 @@ class Block(nnx.Module):
         rate = self.shape.dropout
         weights_key, attention_key, mlp_key = split_key(key, 3)
         q, k, v = jnp.split(self.qkv(self.attention_norm(x)).reshape(*x.shape[:2], 3 * self.shape.heads, -1), 3, axis=2)
+        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         parts = [(*past, past_visible), (k, v, visible)]
         mixed = attention(q, parts, rate, weights_key, self.how.attention)
         x = x + dropout(self.attention_out(mixed), rate, attention_key)

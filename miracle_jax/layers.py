@@ -81,7 +81,7 @@ def split_key(key: Key[Array, ""] | None, number: int) -> list:
 
 def attention(
     query: Float[Array, "B S H K"],
-    parts: list[tuple[Float[Array, "B _ G K"], Float[Array, "B _ G K"], Bool[Array, "..."]]],
+    parts: list[tuple[Float[Array, "B G _ K"], Float[Array, "B G _ K"], Bool[Array, "..."]]],
     rate: float = 0.0,
     key: Key[Array, ""] | None = None,
     implementation: str = "xla",
@@ -92,7 +92,8 @@ def attention(
       query: one query a token and head.
       parts: (keys, values, visible) each; `visible` broadcasts to (B, S, keys). Query head h reads key head h // R. The
         softmax runs over all parts together. Parts let a decoder attend to a cache and to its new tokens without
-        copying the cache.
+        copying the cache; heads come before keys, since a product that has to transpose a cache takes several times as
+        long.
       rate, key: dropout of the attention weights.
       implementation: "xla", or "cudnn", which has no such dropout. A single query a row gains nothing from cuDNN,
         which would copy the cache to put the parts together.
@@ -100,12 +101,12 @@ def attention(
     B, S, H, K = query.shape
     if implementation == "cudnn" and S > 1:
         return fused_attention(query, parts, implementation)
-    G = parts[0][0].shape[2]
+    G = parts[0][0].shape[1]
     query = query.reshape(B, S, G, H // G, K)
     scores = [
         jnp.where(
             visible[:, None, None] if visible.ndim == 3 else visible,
-            jnp.einsum("BSGRK,BTGK->BGRST", query, keys, preferred_element_type=jnp.float32) * K**-0.5,
+            jnp.einsum("BSGRK,BGTK->BGRST", query, keys, preferred_element_type=jnp.float32) * K**-0.5,
             HIDDEN,
         )
         for keys, _, visible in parts
@@ -114,7 +115,7 @@ def attention(
     weights = dropout(weights, rate, key).astype(query.dtype)
     edges = [sum(s.shape[-1] for s in scores[: i + 1]) for i in range(len(scores) - 1)]
     mixed = sum(
-        jnp.einsum("BGRST,BTGK->BSGRK", part, values)
+        jnp.einsum("BGRST,BGTK->BSGRK", part, values)
         for part, (_, values, _) in zip(jnp.split(weights, edges, axis=-1), parts, strict=True)
     )
     return mixed.reshape(B, S, H * K)
@@ -123,8 +124,8 @@ def attention(
 def fused_attention(query: Array, parts: list, implementation: str) -> Float[Array, "B S H*K"]:
     """`attention` without dropout by JAX's fused function, which takes all keys in one array."""
     B, S, H, K = query.shape
-    keys, values = (jnp.concatenate([part[i] for part in parts], axis=1) for i in (0, 1))
-    masks = [jnp.broadcast_to(visible, (B, S, keys.shape[1])) for keys, _, visible in parts]
+    keys, values = (jnp.concatenate([part[i] for part in parts], axis=2).swapaxes(1, 2) for i in (0, 1))
+    masks = [jnp.broadcast_to(visible, (B, S, keys.shape[2])) for keys, _, visible in parts]
     visible = jnp.concatenate(masks, axis=-1)[:, None]
 
     def even(x, *axes):  # with a mask cuDNN's gradient wants even numbers of queries and keys; the additions are hidden
@@ -181,3 +182,20 @@ class Stack(nnx.Module):
             x, y = run(x, (*structure.unflatten(parts), layer_key))
             outputs.append(y)
         return x, jax.tree.map(lambda *ys: jnp.stack(ys), *outputs)
+
+    def one_by_one(self) -> Callable:
+        """The same without dropout as a function that is called many times, in a loop for instance: the parameters are
+        taken apart once. Its `per_layer` is a list, as is what it returns of the blocks."""
+        graphdef, params = nnx.split(self.blocks)
+        leaves, structure = jax.tree.flatten(params)
+        layers = zip(*map(jnp.unstack, leaves), strict=True)
+        blocks = [nnx.merge(graphdef, structure.unflatten(layer)) for layer in layers]
+
+        def run(x: Array, *shared: Any, per_layer: list, key: None = None):
+            outputs = []
+            for block, part in zip(blocks, per_layer, strict=True):
+                x, y = block(x, *shared, part, key)
+                outputs.append(y)
+            return x, outputs
+
+        return run

@@ -55,6 +55,7 @@ class Block(nnx.Module):
         heads = self.qkv(self.attention_norm(x)).reshape(*x.shape[:2], H + 2 * G, -1)
         q, k, v = jnp.split(heads, (H, H + G), axis=2)
         q, k = rotate(q, place), rotate(k, place)
+        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         parts = [(*past, past_visible), (k, v, visible)]
         mixed = attention(q, parts, rate, weights_key, self.how.attention)
         x = x + dropout(self.attention_out(mixed), rate, attention_key)

@@ -36,6 +36,8 @@ log = logging.getLogger("miracle_jax")
 
 Context = Sequence[str] | Mapping[str, Any]
 
+CONTEXTS, REPLIES = 128, 8192  # in one compiled call, where decode.batch_size does not say; fewer when memory runs out
+
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
@@ -210,7 +212,7 @@ class Model:
                 f"there are {len(contexts)} contexts but {len(personalities)} personalities; give one for each"
             )
         aspects = np.array([self.schema.parse(personality) for personality in personalities], np.int32)
-        prior = self.prior(contexts, decode.batch_size, sample.context_tokens)
+        prior = self.prior(contexts, decode.batch_size or CONTEXTS, sample.context_tokens)
         moved, probabilities = self.move(prior, aspects, weights, samples, seed, first, sample)
         texts = self.decode(moved.z, contexts, seed, first, decode)
         return [
@@ -291,10 +293,11 @@ class Model:
 
         def run(z, rows, *prompt):
             allowed = jnp.asarray(self._allowed)
-            return decode.generate(self.miracle.decoder, z, rows, allowed, bos, eos, settings, key, *prompt)
+            prompt, total = prompt or (None, None), len(np.unique(rows))  # copies of the last row fill up
+            return decode.generate(self.miracle.decoder, z, rows, allowed, bos, eos, settings, key, *prompt, total)
 
         rows = (z, np.arange(first, first + len(z)), *self._prompts(contexts))
-        tokens, length = in_pieces(run, rows, settings.batch_size)
+        tokens, length = in_pieces(run, rows, REPLIES)
         return [self.tokenizers.decoder.decode(row[:n].tolist()).strip() for row, n in zip(tokens, length, strict=True)]
 
     def _prompts(self, contexts: Sequence[Context]) -> tuple[np.ndarray, ...]:

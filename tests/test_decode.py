@@ -1,5 +1,6 @@
 """Decoding: the cache against whole forward passes, who may influence a reply, where it ends, and what is drawn."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 from flax import nnx
 from small import random_model
 
-from miracle_jax import config
+from miracle_jax import config, decode
 from miracle_jax.decode import generate, nucleus
 from miracle_jax.gpt2 import Gpt2
 from miracle_jax.layers import Compute
@@ -72,9 +73,9 @@ def z():
     return np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
 
 
-def run(decoder, z, settings=GREEDY, rows=None, allowed=ALLOWED, key=KEY, prompt=()):
+def run(decoder, z, settings=GREEDY, rows=None, allowed=ALLOWED, key=KEY, prompt=(), total=None):
     rows = np.arange(len(z)) if rows is None else rows
-    tokens, length = generate(decoder, z, rows, allowed, BOS, EOS, settings, key, *prompt)
+    tokens, length = generate(decoder, z, rows, allowed, BOS, EOS, settings, key, *(prompt or (None, None)), total)
     return np.asarray(tokens), np.asarray(length)
 
 
@@ -231,7 +232,7 @@ def test_nucleus_of_1_keeps_what_rounding_would_drop():
     assert (nucleus(logits, 1.0) == logits).all()
 
 
-@pytest.mark.parametrize(("kind", "cache"), [(Gpt2, "[2,8,13,2,8]"), (Llama, "[2,8,13,1,8]")], ids=["gpt2", "llama"])
+@pytest.mark.parametrize(("kind", "cache"), [(Gpt2, "[8,2,13,8]"), (Llama, "[8,1,13,8]")], ids=["gpt2", "llama"])
 def test_a_bfloat16_decoder_keeps_its_cache_in_bfloat16(z, kind, cache):
     """And Llama's has no more heads than its keys have."""
     jaxpr = str(jax.make_jaxpr(partial(run_abstract, make(kind, jnp.bfloat16)))(z))
@@ -240,3 +241,42 @@ def test_a_bfloat16_decoder_keeps_its_cache_in_bfloat16(z, kind, cache):
 
 def run_abstract(decoder, z):
     return generate(decoder, z, ROWS, ALLOWED, BOS, EOS, GREEDY, KEY)
+
+
+@pytest.mark.parametrize("settings", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+def test_replies_do_not_depend_on_how_many_are_under_way(decoder, z, settings):
+    """Fewer places than replies: those that end leave theirs to others, which join a ring that is in use."""
+    many, rows = np.concatenate([z, z[::-1] * 2, z * 0.5]), np.arange(24)
+    want = run(decoder, many, dataclasses.replace(settings, batch_size=24), rows=rows)
+    for places in (1, 3, 8):
+        got = run(decoder, many, dataclasses.replace(settings, batch_size=places), rows=rows)
+        np.testing.assert_array_equal(got[0], want[0])
+        np.testing.assert_array_equal(got[1], want[1])
+
+
+def test_a_ring_that_grows_in_the_middle_changes_nothing(decoder, z, monkeypatch):
+    many, rows = np.concatenate([z, z[::-1] * 2, z * 0.5]), np.arange(24)
+    settings = dataclasses.replace(GREEDY, batch_size=3)
+    want = run(decoder, many, settings, rows=rows)
+    assert want[1].max() == 12 and want[1].min() < 4
+    jax.clear_caches()
+    monkeypatch.setattr(decode, "FIRST_RING", 2)  # 2, 4, 8, 12 columns
+    got = run(decoder, many, settings, rows=rows)
+    jax.clear_caches()
+    np.testing.assert_array_equal(got[0], want[0])
+    np.testing.assert_array_equal(got[1], want[1])
+
+
+def test_replies_beyond_the_total_are_not_written(decoder, z):
+    tokens, length = run(decoder, z, GREEDY, total=3)
+    want, lengths = run(decoder, z, GREEDY)
+    np.testing.assert_array_equal(tokens[:3], want[:3])
+    np.testing.assert_array_equal(length, [*lengths[:3], 0, 0, 0, 0, 0])
+    assert (np.asarray(tokens[3:]) == EOS).all()
+
+
+def test_prompts_are_read_when_a_reply_gets_its_place(decoder, z):
+    prompt, length = np.random.default_rng(1).integers(2, 18, (8, 7)), np.array([7, 1, 3, 5, 2, 4, 6, 7])
+    want, _ = run(decoder, z, prompt=(prompt, length))
+    got, _ = run(decoder, z, dataclasses.replace(GREEDY, batch_size=3), prompt=(prompt, length))
+    np.testing.assert_array_equal(got, want)

@@ -182,7 +182,7 @@ def in_two_chunks(request):
         model = parity.merge(graphdef, params)
         latent = model.latent_key_values(z)
         of_chunk = model.hidden(chunk, z, latent, NOTHING_HIDDEN, 1 - first[:, None], first=first)
-        past = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), latent, of_chunk[1])
+        past = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=3), latent, of_chunk[1])
         slots = np.arange(10)
         seen = (slots == 0) | (slots > first[:, None, None])
         of_rest, _ = model.hidden(rest, z, past, seen, 10 - first[:, None])
@@ -196,7 +196,7 @@ def test_padding_before_a_chunk_does_not_matter(in_two_chunks):
     for row, pad in enumerate(first):
         np.testing.assert_allclose(padded_hidden[row, pad:], hidden[row, : 9 - pad], rtol=1e-5, atol=1e-5)
         for want, got in zip(new, padded_new, strict=True):
-            np.testing.assert_allclose(got[:, row, pad:], want[:, row, : 9 - pad], rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(got[:, row, :, pad:], want[:, row, :, : 9 - pad], rtol=1e-5, atol=1e-5)
 
 
 def test_what_follows_a_padded_chunk_is_as_in_the_whole_row(in_two_chunks):

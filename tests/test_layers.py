@@ -20,7 +20,7 @@ def normal(*shape, seed=0):
 
 
 def keys_and_values(rows, number, groups, size, seed):
-    return normal(rows, number, groups, size, seed=seed), normal(rows, number, groups, size, seed=seed + 1)
+    return normal(rows, groups, number, size, seed=seed), normal(rows, groups, number, size, seed=seed + 1)
 
 
 CAUSAL, LENGTH = np.tril(np.ones((7, 7), bool)), np.array([7, 1, 4])
