@@ -5,7 +5,9 @@ Two kinds of heads. SiluHeads is the shape that is trained: a smooth, non-linear
 """
 
 import dataclasses
+import math
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +17,9 @@ from jax.tree_util import Partial
 
 from miracle_jax import sampler
 from miracle_jax.config import Sample
+from miracle_jax.energy import energy_gradient
 from miracle_jax.errors import UserError
+from miracle_jax.exponential import Exponential, phi
 from miracle_jax.sampler import in_pieces, sample
 
 ROWS, LATENT, ATTRIBUTES = 8, 6, 3
@@ -223,6 +227,104 @@ def test_fixed_steps_converge_with_the_order_of_the_solver(solver, order, fixed_
 
 def test_fixed_steps_of_a_fifth_order_solver(fixed_steps_error):
     assert fixed_steps_error("tsit5", 8) < 1e-6  # Heun: 4e-3, Euler: 1e-1
+
+
+# Eq. 19, by the exponential solver.
+
+PRIOR = dataclasses.replace(TIGHT, drift="energy+prior")
+
+
+def test_phi_functions():
+    # phi_n(x) = integral over [0, 1] of exp((1 - t) x) t^(n-1) / (n-1)!
+    nodes, weights = np.polynomial.legendre.leggauss(60)
+    t = (nodes + 1) / 2
+    x = np.concatenate([-np.geomspace(1e-6, 30, 60), [-1.0, 0.0, 1.0], np.geomspace(1e-6, 5, 60)]).astype(np.float32)
+    far = -np.geomspace(1e3, 1e8, 6).astype(np.float32)
+    for n, (near, beyond) in enumerate(zip(phi(jnp.asarray(x)), phi(jnp.asarray(far)), strict=True), start=1):
+        kernel = np.exp((1 - t) * x[:, None].astype(float)) * t ** (n - 1) / math.factorial(n - 1)
+        np.testing.assert_allclose(near, kernel @ weights / 2, rtol=1e-6)
+        np.testing.assert_allclose(beyond, -1 / far / math.factorial(n - 1), rtol=1e-2)
+
+
+def test_the_prior_alone_is_solved_exactly_whatever_its_width(problem):
+    mean, _, aspects, weights = problem
+    logvar = np.float32([-13.8, -6, -2, -0.01, 0, 0.01, 1, 4])[:, None] + 0 * mean
+    config = dataclasses.replace(PRIOR, start="draw", rtol=1e-2, atol=1e-2)
+    got = sample(SiluHeads(), mean, logvar, aspects, 0 * weights, config, KEY)
+    unmoved = dataclasses.replace(config, beta_min=0.0, beta_max=0.0)
+    start = sample(SiluHeads(), mean, logvar, aspects, 0 * weights, unmoved, KEY).z.astype(float)
+    assert (np.abs(start - mean).max(axis=1) > 5e-4).all()
+    k = -np.expm1(-logvar.astype(float))
+    growth = np.where(k == 0, INTEGRAL, np.expm1(k * INTEGRAL) / np.where(k == 0, 1, k))
+    want = mean + np.exp(k * INTEGRAL) * (start - mean) + growth * mean
+    assert np.abs((got.z - want) / np.abs(want).max(axis=1, keepdims=True)).max() < 1e-5
+    assert got.ok.all() and (got.steps <= 4).all()
+
+
+@pytest.mark.parametrize("change", [{}, {"fixed_steps": 4}])
+def test_a_narrow_prior_takes_a_handful_of_steps(problem, change):
+    mean, _, aspects, weights = problem
+    config, logvar = dataclasses.replace(PRIOR, **change), np.full_like(mean, -13.8)
+    got = sample(SiluHeads(), mean, logvar, aspects, weights, config, KEY)
+    assert got.ok.all() and (got.steps <= 5).all()
+    # The balance of k (z - mu) + mu - grad E = 0.
+    slope = jax.vmap(energy_gradient, (None, 0, 0, 0))(SiluHeads(), got.z, aspects, weights)
+    np.testing.assert_allclose(got.z - mean, (mean - slope) * np.exp(-13.8), atol=4e-7)
+
+
+@pytest.fixture(scope="module")
+def mild(problem):
+    """Float64 heads, problem and solution of Eq. 19 by the general solver, with a prior that is not stiff."""
+    with jax.enable_x64(True):
+        heads, (mean, _, aspects, weights) = SiluHeads(dtype=jnp.float64), problem
+        mean, logvar = mean.astype(float), np.random.default_rng(4).uniform(-1.5, 0.3, mean.shape)
+
+        def move(mean, logvar, aspects, weights):
+            def slope(t, z, _):
+                force = energy_gradient(heads, z, aspects, weights) + (z - mean) * jnp.exp(-logvar) - z
+                return (0.1 + 19.9 * t) / 2 * force
+
+            control = diffrax.PIDController(1e-10, 1e-10)
+            return diffrax.diffeqsolve(
+                diffrax.ODETerm(slope), diffrax.Dopri5(), 1.0, 0.0, None, mean, stepsize_controller=control
+            ).ys[0]  # fmt: skip
+
+        problem = mean, logvar, aspects, weights.astype(float)
+        return heads, problem, np.asarray(jax.jit(jax.vmap(move))(*problem))
+
+
+def test_eq_19_against_the_general_solver(mild):
+    heads, problem, want = mild
+    with jax.enable_x64(True):
+        errors = [np.abs(sample(heads, *problem, dataclasses.replace(PRIOR, rtol=t, atol=t), KEY).z - want).max()
+                  for t in (1e-4, 1e-7)]  # fmt: skip
+    assert np.abs(want - problem[0]).max() > 0.5 and errors[1] < 1e-5 < errors[0] < 1e-2
+    single = sample(SiluHeads(), *(array.astype(np.float32) for array in problem[:2]), *problem[2:], PRIOR, KEY)
+    np.testing.assert_allclose(single.z, want, rtol=1e-4, atol=1e-4)
+
+
+def test_eq_19_converges_with_fourth_order(mild):
+    heads, problem, want = mild
+    with jax.enable_x64(True):
+        coarse, fine = (sample(heads, *problem, dataclasses.replace(PRIOR, fixed_steps=n), KEY) for n in (40, 80))
+    assert coarse.ok.all() and (coarse.steps == 40).all()
+    assert abs(np.log2(np.abs(coarse.z - want).max() / np.abs(fine.z - want).max()) - 4) < 0.3
+
+
+def test_without_a_linear_part_it_is_the_classical_runge_kutta_method():
+    with jax.enable_x64(True):
+        y, h = jnp.array([0.3, -0.7]), 0.4
+        field = diffrax.ODETerm(lambda t, y, _: jnp.sin(t + y[::-1]) * y)
+        solver = Exponential(jnp.zeros(2), jnp.ones(2))
+        start = solver.init(field, 0.0, h, y, None)
+        got, error, _, following, _ = solver.step(field, 0.0, h, y, None, start, False)
+        k1 = field.vf(0, y, None)
+        k2 = field.vf(h / 2, y + h / 2 * k1, None)
+        k3 = field.vf(h / 2, y + h / 2 * k2, None)
+        k4 = field.vf(h, y + h * k3, None)
+        np.testing.assert_allclose(got, y + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4), rtol=1e-13)
+        np.testing.assert_allclose(following, field.vf(h, got, None), rtol=1e-13)
+        np.testing.assert_allclose(error, h / 10 * (k4 - following), rtol=1e-9)
 
 
 # Langevin dynamics and the reverse SDE, on Gaussians: 4 latent dimensions, many chains. All updates are linear,
