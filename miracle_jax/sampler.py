@@ -136,10 +136,10 @@ def _move(heads, config, start, mean, logvar, aspects, weights, noise_key) -> Sa
         # With B = integral of beta/2 from t to 1 and k = 1 - 1/s^2: dz/dB = z - grad U = k (z - mu) + mu - grad E.
         solver = Exponential(rate=-jnp.expm1(-logvar), centre=mean)
         length = (config.beta_min + config.beta_max) / 4
-        z, steps, ok = _ode(lambda _, z, __: mean - grad_e(z), solver, 0, length, length / 50, start, config)
+        z, steps, ok = _ode(lambda _, z, __: mean - grad_e(z), solver, 0.0, length, length / 50, start, config)
     elif config.method == "ode":
         solver = SOLVERS[config.solver]()
-        z, steps, ok = _ode(lambda t, z, _: _beta(t, config) / 2 * grad_e(z), solver, 1, 0, None, start, config)
+        z, steps, ok = _ode(lambda t, z, _: _beta(t, config) / 2 * grad_e(z), solver, 1.0, 0.0, None, start, config)
     elif config.method == "sde":
         steps = config.fixed_steps or SDE_STEPS
         sizes = _beta(1 - jnp.arange(steps, dtype=mean.dtype) / steps, config) / steps
