@@ -324,7 +324,12 @@ def test_without_a_linear_part_it_is_the_classical_runge_kutta_method():
         k4 = field.vf(h, y + h * k3, None)
         np.testing.assert_allclose(got, y + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4), rtol=1e-13)
         np.testing.assert_allclose(following, field.vf(h, got, None), rtol=1e-13)
-        np.testing.assert_allclose(error, h / 10 * (k4 - following), rtol=1e-9)
+        trapezoidal = y + h / 2 * (k1 + k4)
+        np.testing.assert_allclose(error, (got - trapezoidal) / 2, rtol=1e-9)
+        # A jump in the second half of a step does not go unseen.
+        jump = diffrax.ODETerm(lambda t, y, _: jnp.where(t > 0.7 * h, y, -y))
+        _, error, *_ = solver.step(jump, 0.0, h, y, None, -y, False)
+        assert (jnp.abs(error) > 0.1 * h * jnp.abs(y)).all()
 
 
 # Langevin dynamics and the reverse SDE, on Gaussians: 4 latent dimensions, many chains. All updates are linear,
