@@ -8,8 +8,8 @@ Three things make it fast, and none of them changes the solution:
 - Space. E depends on z through u = z W + b alone, W (Z, D) being the first layers of all heads side by side. So u obeys
   du/ds = g(u) G with the Gram matrix G = W^T W and g = -dE/du; with c the integral of g, z = z(T) + c W^T at the end.
   Where Z > D this is cheaper than two products with W; else z itself is integrated.
-- Slots. A fixed number of latents is under way at any time; one that has arrived leaves its slot to the next. So nobody
-  waits for the slowest, and what is under way stays small.
+- Slots (slots.py). A fixed number of latents is under way at any time; nobody waits for the slowest, and what is under
+  way stays small.
 
 An embedded Runge-Kutta pair estimates the error of each step. A step is accepted where the error's root mean square
 over the Z dimensions of z is at most atol + rtol rms(z); |error|^2 is known without z, since |c W^T|^2 = c G c^T.
@@ -28,6 +28,7 @@ from jaxtyping import Array, Bool, Float, Int
 from miracle_jax.config import Sample
 from miracle_jax.latent import Heads
 from miracle_jax.layers import ACTIVATIONS, HIDDEN
+from miracle_jax.slots import begin, run
 
 PAIRS = {"bosh3": diffrax.Bosh3, "dopri5": diffrax.Dopri5, "tsit5": diffrax.Tsit5}
 """Embedded pairs whose last stage is the first of the next step."""
@@ -97,13 +98,11 @@ class Result(NamedTuple):
 class _Slots(NamedTuple):
     """Latents under way, or about to start; all arrays have a leading axis C, or B."""
 
-    row: Int[Array, " C"]
-    """Which latent it is; B for none."""
-    busy: Bool[Array, " C"]
     arrived: Bool[Array, " C"]
     tries: Int[Array, " C"]
     q: Float[Array, " C"]
     end: Float[Array, " C"]
+    """Of q; not finite where there is nothing to follow."""
     s0: Float[Array, " C"]
     step: Float[Array, " C"]
     """Size of the next step."""
@@ -128,14 +127,14 @@ def solve(
     mean: Float[Array, "B Z"],
     aspects: Int[Array, "B A"],
     weights: Float[Array, "B A"],
-    live: Bool[Array, " B"],
+    total: Int[Array, ""] | int,
     config: Sample,
 ) -> Result:
     """Moves latents from `mean` (as float32 or float64, which the result has too) down their energies.
 
     Args:
       aspects, weights: as in sampler.sample.
-      live: rows that are to be moved; the others stay where they are, for nothing.
+      total: rows that are to be moved, the first of B; the others stay where they are, for nothing.
       config: `solver`, `rtol`, `atol`, `max_steps` and beta.
     """
     B, C, dtype = len(mean), min(SLOTS.get(jax.default_backend(), MANY_SLOTS), len(mean)), mean.dtype
@@ -167,16 +166,15 @@ def solve(
         s0 = jnp.minimum(steepness / jnp.maximum(change, tiny), 10 * length)
         s0 = jnp.maximum(jnp.where(steepness > 0, s0, length), tiny)
         end = jnp.log1p(length / s0)
-        possible = jnp.isfinite(end + steepness + energy)  # else all steps would be tried for nothing
+        end = jnp.where(jnp.isfinite(steepness + energy), end, jnp.nan)  # else all steps would be tried for nothing
         zeros = jnp.zeros(B, dtype)
         return _Slots(
-            row=jnp.arange(B), busy=live & possible, arrived=~live, tries=jnp.zeros(B, jnp.int32), q=zeros,
-            end=end, s0=s0, step=jnp.minimum(FIRST_STEP, end), ratio=zeros + 1, square=jnp.sum(mean * mean, axis=-1),
+            arrived=jnp.zeros(B, bool), tries=jnp.zeros(B, jnp.int32), q=zeros, end=end, s0=s0, step=jnp.minimum(FIRST_STEP, end), ratio=zeros + 1, square=jnp.sum(mean * mean, axis=-1),
             energy=energy, x=x, c=jnp.zeros_like(dc), dx=s0[:, None] * dx, dc=s0[:, None] * dc, wanted=wanted,
             weights=weights,
         )  # fmt: skip
 
-    def advance(slots: _Slots) -> _Slots:
+    def advance(slots: _Slots, busy):
         """One step, accepted or not, of every slot."""
         rest = slots.end - slots.q
         size = jnp.minimum(slots.step, rest)
@@ -195,50 +193,37 @@ def solve(
         else:
             square = jnp.sum(x * x, axis=-1)
         ratio = error / (config.atol * Z**0.5 + config.rtol * jnp.maximum(square, 0) ** 0.5)
-        accepted = slots.busy & (ratio <= 1)
+        accepted = busy & (ratio <= 1)
         # Proportional-integral control: what the last accepted error was damps the reaction to this one.
         bounded = jnp.maximum(ratio, 1e-10)
         factor = SAFETY * bounded ** (-0.7 / order) * slots.ratio ** (0.4 / order)
         factor = jnp.where(ratio <= 1, jnp.clip(factor, 1, MOST_FACTOR), jnp.clip(factor, LEAST_FACTOR, 1))
         factor = jnp.where(jnp.isfinite(ratio), factor, LEAST_FACTOR)
-        tries = slots.tries + slots.busy
+        possible = jnp.isfinite(slots.end)
+        tries = slots.tries + (busy & possible)
         arrived = accepted & (slots.step >= rest)
 
         def choose(new, old):
             return jnp.where(accepted[:, None] if new.ndim == 2 else accepted, new, old)
 
-        return slots._replace(
-            busy=slots.busy & ~arrived & (tries < config.max_steps), arrived=slots.arrived | arrived, tries=tries,
-            q=choose(slots.q + size, slots.q), step=size * factor, ratio=choose(bounded, slots.ratio),
-            square=choose(square, slots.square), energy=choose(energy, slots.energy), x=choose(x, slots.x),
-            c=choose(slots.c + gained, slots.c), dx=choose(dxs[-1], slots.dx), dc=choose(dcs[-1], slots.dc),
+        slots = slots._replace(
+            arrived=slots.arrived | arrived, tries=tries, q=choose(slots.q + size, slots.q), step=size * factor,
+            ratio=choose(bounded, slots.ratio), square=choose(square, slots.square),
+            energy=choose(energy, slots.energy), x=choose(x, slots.x), c=choose(slots.c + gained, slots.c),
+            dx=choose(dxs[-1], slots.dx), dc=choose(dcs[-1], slots.dc),
         )  # fmt: skip
+        return slots, busy & possible & ~arrived & (tries < config.max_steps)
+
+    def load(slots: _Slots, slot, row):
+        return jax.tree.map(lambda old, new: old.at[slot].set(new[row], mode="drop"), slots, starts)
+
+    def result(slots: _Slots):
+        return slots.c if in_rows else slots.x, slots.tries, slots.arrived, slots.energy
 
     starts = start()
-
-    def turn(state):
-        """Fills the free slots, steps until a good part of them is free again, and takes what has ended out."""
-        slots, following, done = state
-        free = (~slots.busy).astype(jnp.int32)
-        row = following + jnp.cumsum(free, dtype=jnp.int32) - 1
-        taken = ~slots.busy & (row < B)
-        picked = jnp.minimum(row, B - 1)
-        slots = jax.tree.map(
-            lambda old, new: jnp.where(taken.reshape(-1, *[1] * (old.ndim - 1)), new[picked], old), slots, starts
-        )
-        following = jnp.minimum(following + jnp.sum(free, dtype=jnp.int32), B)  # as a sum int64 under x64
-        least = jnp.where(following < B, C - max(C // 4, 1), 0)
-        slots = jax.lax.while_loop(lambda slots: jnp.sum(slots.busy) > least, advance, slots)
-        ended = jnp.where(slots.busy, B, slots.row)
-        one = (slots.c if in_rows else slots.x, slots.tries, slots.arrived, slots.energy)
-        done = jax.tree.map(lambda old, new: old.at[ended].set(new, mode="drop"), done, one)
-        return slots._replace(row=jnp.where(slots.busy, slots.row, B)), following, done
-
-    slots = jax.tree.map(lambda x: x[:C], starts)._replace(row=jnp.full(C, B), busy=jnp.zeros(C, bool))
-    done = (starts.c if in_rows else starts.x, starts.tries, starts.arrived, starts.energy)
-    state = slots, jnp.int32(0), done
-    state = jax.lax.while_loop(lambda state: (state[1] < B) | jnp.any(state[0].busy), turn, state)
-    moved, tries, arrived, energy = state[2]
+    queue = begin(total, C, result(starts))
+    _, queue = run(jax.tree.map(lambda x: x[:C], starts), queue, load, advance, result)
+    moved, tries, arrived, energy = queue.results
     z = mean + moved @ energy_of.w1.T if in_rows else moved
     return Result(z, tries, arrived, starts.energy, energy)
 

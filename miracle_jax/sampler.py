@@ -115,8 +115,7 @@ def solve(
         noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:], dtype))(keys[:, 0])
         start = mean + jnp.exp(logvar / 2) * noise
     if descent.applies(heads, config):
-        live = jnp.concatenate([jnp.ones(1, bool), rows[1:] != rows[:-1]])
-        moved = descent.solve(heads, start, aspects, weights, live, config)
+        moved = descent.solve(heads, start, aspects, weights, 1 + jnp.sum(rows[1:] != rows[:-1]), config)
         ok = moved.arrived & jnp.isfinite(moved.z).all(axis=-1) & jnp.isfinite(moved.energy_after)
         return SampleResult(moved.z, moved.steps, ok, moved.energy_before, moved.energy_after)
     return jax.vmap(partial(_move, heads, config))(start, mean, logvar, aspects, weights, keys[:, 1])

@@ -29,7 +29,7 @@ class Queue(NamedTuple):
 def begin(total: Int[Array, ""] | int, slots: int, results: Any) -> Queue:
     """results: what rows have of which none is worked on."""
     B = len(jax.tree.leaves(results)[0])
-    return Queue(jnp.int32(total), jnp.int32(0), jnp.full(slots, B), jnp.zeros(slots, bool), results)
+    return Queue(jnp.int32(total), jnp.int32(0), jnp.full(slots, B, jnp.int32), jnp.zeros(slots, bool), results)
 
 
 def run(
@@ -60,13 +60,13 @@ def run(
     def turn(carry):
         state, queue = carry
         free = jnp.argsort(queue.busy)[:F]
-        row = queue.following + jnp.arange(F)
+        row = queue.following + jnp.arange(F, dtype=jnp.int32)
         taken = ~queue.busy[free] & (row < queue.total)
         slot = jnp.where(taken, free, C)
         state = load(state, slot, jnp.minimum(row, B - 1))
         where = queue.row.at[slot].set(row, mode="drop")
         busy = queue.busy.at[slot].set(True, mode="drop")
-        following = queue.following + jnp.sum(taken)
+        following = queue.following + jnp.sum(taken, dtype=jnp.int32)  # int64 otherwise where x64 is on
         least = jnp.where(following < queue.total, C - F, 0)
         state, busy = jax.lax.while_loop(
             lambda carry: (jnp.sum(carry[1]) > least) & may(*carry), lambda carry: advance(*carry), (state, busy)
