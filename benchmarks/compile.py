@@ -2,9 +2,9 @@
 
     python -m benchmarks.compile [--size tiny|base|paper] [--device cpu|gpu]
 
-Each program (training step, decoding, solving) is compiled in a process of its own: cold into an empty cache, then again
-from that cache. The time is that of tracing, lowering and compiling (or reading), not of the run. Scanned layers keep
-the training step's program independent of the depth; decoding always unrolls.
+Each program (training step, decoding, solving) is compiled in a process of its own: cold into an empty cache, then
+again from that cache. The time is that of tracing, lowering and compiling (or reading), not of the run. Scanned layers
+keep the training step's program independent of the depth; decoding always unrolls.
 """
 
 import json
@@ -75,9 +75,9 @@ def main(argv: list[str] | None = None) -> None:
     for program in PROGRAMS:
         with tempfile.TemporaryDirectory() as folder:
             took = {}
+            own = os.environ | {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
             for when in ("cold", "from the cache"):
                 command = [sys.executable, "-m", "benchmarks.compile", "--size", given.size, "--device", given.device]
-                own = os.environ | {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
                 done = subprocess.run(
                     [*command, "--program", program], capture_output=True, text=True, env=own, cwd=measure.ROOT
                 )

@@ -2,12 +2,12 @@
 
     python -m benchmarks.end_to_end [--size tiny|base|paper] [--device cpu|gpu] [--run runs/tiny] [--replies 160]
 
-Ours is the public `Model.replies`, tokenising and all. With --run it is a trained run of ours (a GPT-2 decoder that does
-not see the context), whose parameters PyTorch gets too; replies end where they end. Without, weights are random and
-every reply has 32 tokens. Contexts and personalities are those of the bundled test set, spread over it. The energy's
-weight and the lengths are the run's in all systems; PyTorch solves at the released tolerance, 1e-3, ours at its own.
+Ours is the public `Model.replies`, tokenising and all. With --run it is a trained run of ours (a GPT-2 decoder that
+does not see the context), whose parameters PyTorch gets too; replies end where they end. Without, weights are random
+and every reply has 32 tokens. Contexts and personalities are those of the bundled test set, spread over it. Energy
+weight and lengths are the run's in all systems; PyTorch solves at the released tolerance, 1e-3, ours at its own.
 
-As released: contexts in batches of 128 as they come, latents in batches of 128, replies in batches of 4 without a cache.
+As released: contexts in batches of 128 as they come, latents in batches of 128, replies in batches of 4 with no cache.
 Modernised: contexts by length, all latents at once (torchdiffeq), Hugging Face generate with the best cache, batch 128.
 Replies: 160 (tiny, base), 1,000 (paper: the paper's protocol, which took 121 s on one RTX 4090).
 """

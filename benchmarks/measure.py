@@ -14,7 +14,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,23 @@ LONG = 60.0
 PACKAGES = ("jax", "jaxlib", "flax", "diffrax", "torch", "transformers", "torchdiffeq", "torchode")
 
 
-def arguments(doc: str, argv: list[str] | None = None, **defaults) -> argparse.Namespace:
-    """Reads a benchmark's flags, and readies JAX for the device. To be called before anything imports JAX.
-
-    defaults: of flags that only this benchmark has, by name.
-    """
+def flags(doc: str) -> argparse.ArgumentParser:
+    """A parser of the flags that all benchmarks have."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("tiny", "base", "paper"), default="base")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--repeats", type=int, default=3, help="calls of each system after the first")
     parser.add_argument("--out", type=Path, default=None, help="file to which a JSON line a row is added")
     parser.add_argument("--curves", action="store_true", help="also the scaling curves")
+    return parser
+
+
+def arguments(doc: str, argv: list[str] | None = None, **defaults) -> argparse.Namespace:
+    """Reads a benchmark's flags, and readies JAX for the device. To be called before JAX looks for its devices.
+
+    defaults: of flags that only this benchmark has, by name.
+    """
+    parser = flags(doc)
     for name, value in defaults.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     given = parser.parse_args(argv)
@@ -255,12 +261,16 @@ def seconds(value: float) -> str:
 
 def show(title: str, made: list[dict]) -> None:
     """Prints rows as a table (Markdown, which is also what RESULTS.md holds)."""
-    lines = [COLUMNS, tuple("---" for _ in COLUMNS), *map(cells, made)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
-    print(f"\n{title}\n")
-    for line in lines:
-        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |")
-    sys.stdout.flush()
+    print(f"\n{title}\n\n{table(COLUMNS, map(cells, made))}", flush=True)
+
+
+def table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Markdown, with columns that also line up as plain text."""
+    lines = [columns, ["---"] * len(columns), *lines]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    )
 
 
 def note(text: str) -> None:

@@ -3,9 +3,9 @@
     python -m benchmarks.sampler [--size tiny|base|paper] [--device cpu|gpu] [--curves]
 
 Real latents of size 768 with heads trained on them (latents.npz; make_latents.py says how), each context with each of
-the eight personalities, weight 1 an attribute. The error of a result is the mean over 64 latents of the root mean square
-over their dimensions against a tight solution in float64: diffrax's Dopri5 at 1e-9 for SiLU; for ReLU, whose field
-jumps, Heun with 20,000 equal steps. Sizes: tiny 512 latents, base 4,096, paper 65,536.
+the eight personalities, weight 1 an attribute. The error of a result is the mean over 64 latents of the root mean
+square over their dimensions against a tight solution in float64: diffrax's Dopri5 at 1e-9 for SiLU; for ReLU, whose
+field jumps, Heun with 20,000 equal steps. Sizes: tiny 512 latents, base 4,096, paper 65,536.
 """
 
 from benchmarks import measure

@@ -18,8 +18,14 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from miracle_jax import config
 from miracle_jax.layers import Compute, Stack, dense, dropout, split_key
 
-Past = tuple[Float[Array, "L B G T K"], Float[Array, "L B G T K"]]  # keys and values of earlier positions
-New = tuple[Float[Array, "L B G S K"], Float[Array, "L B G S K"]]  # and of new tokens
+Latent = tuple[Float[Array, "L B G 1 K"], Float[Array, "L B G 1 K"]]
+# Keys and values of earlier positions and of new tokens: all layers' in one array, or a list of the layers'.
+Past = tuple[Float[Array, "L B G T K"], Float[Array, "L B G T K"]] | list[
+    tuple[Float[Array, "B G T K"], Float[Array, "B G T K"]]
+]
+New = tuple[Float[Array, "L B G S K"], Float[Array, "L B G S K"]] | list[
+    tuple[Float[Array, "B G S K"], Float[Array, "B G S K"]]
+]
 
 
 class LmHead(NamedTuple):
@@ -65,7 +71,7 @@ class Decoder(nnx.Module):
         """What blocks need to know of the positions; None where the embedding says it all."""
         return None
 
-    def latent_key_values(self, z: Float[Array, "B Z"]) -> Past:
+    def latent_key_values(self, z: Float[Array, "B Z"]) -> Latent:
         """The key and the value (equal) that the latent adds to every layer, T = 1."""
         chunks = self.latent_proj(z).reshape(z.shape[0], self.shape.depth + 1, self.kv_heads, 1, -1)
         layers = jnp.moveaxis(chunks[:, :-1], 1, 0)

@@ -169,7 +169,8 @@ def solve(
         end = jnp.where(jnp.isfinite(steepness + energy), end, jnp.nan)  # else all steps would be tried for nothing
         zeros = jnp.zeros(B, dtype)
         return _Slots(
-            arrived=jnp.zeros(B, bool), tries=jnp.zeros(B, jnp.int32), q=zeros, end=end, s0=s0, step=jnp.minimum(FIRST_STEP, end), ratio=zeros + 1, square=jnp.sum(mean * mean, axis=-1),
+            arrived=jnp.zeros(B, bool), tries=jnp.zeros(B, jnp.int32), q=zeros, end=end, s0=s0,
+            step=jnp.minimum(FIRST_STEP, end), ratio=zeros + 1, square=jnp.sum(mean * mean, axis=-1),
             energy=energy, x=x, c=jnp.zeros_like(dc), dx=s0[:, None] * dx, dc=s0[:, None] * dc, wanted=wanted,
             weights=weights,
         )  # fmt: skip

@@ -49,13 +49,13 @@ def fake_python(folder: Path, version: str, suitable: bool = True) -> str:
     return f"PYTHON={path}"
 
 
-@pytest.mark.parametrize("script", ["launch/setup.sh", "launch/quickstart.sh", "launch/test.sh", ".ci/run"])
+@pytest.mark.parametrize("script", ["launch/setup.sh", "launch/quickstart.sh", "launch/test.sh", "launch/bench.sh", ".ci/run"])
 def test_scripts_parse(script):
     done = run("bash", "-n", str(ROOT / script), cwd=ROOT)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("script", ["setup.sh", "quickstart.sh", "test.sh"])
+@pytest.mark.parametrize("script", ["setup.sh", "quickstart.sh", "test.sh", "bench.sh"])
 def test_help_comes_from_any_folder_and_installs_nothing(checkout, script):
     elsewhere = checkout / "elsewhere"
     elsewhere.mkdir()
@@ -65,7 +65,7 @@ def test_help_comes_from_any_folder_and_installs_nothing(checkout, script):
     assert not (checkout / ".venv").exists()
 
 
-@pytest.mark.parametrize("script", ["setup.sh", "quickstart.sh", "test.sh"])
+@pytest.mark.parametrize("script", ["setup.sh", "quickstart.sh", "test.sh", "bench.sh"])
 def test_an_old_or_absent_python_is_one_sentence(checkout, script):
     old = fake_python(checkout, "3.10.4", suitable=False)
     done = run("bash", f"launch/{script}", old, cwd=checkout)
@@ -88,7 +88,7 @@ def test_installs_once_and_again_when_something_changed(checkout):
     first, second = fake_python(checkout, "3.11.7"), fake_python(checkout, "3.12.1")
     assert set_up(first) == ["."]
     assert set_up() == []  # .venv is there: no other Python is looked for
-    assert set_up("test", "bench") == [".[test,bench]"]
+    assert set_up("test", "gcs") == [".[test,gcs]"]
     assert set_up("test") == []
     with open(checkout / "pyproject.toml", "a") as file:
         file.write("\n# changed\n")
