@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the environment that quickstart.sh, test.sh and bench.sh use: .venv at the top of the checkout, with the package in it.
-# On its own it adds extras named in pyproject.toml, for instance `bash launch/setup.sh cuda`.
+# Makes the environment that quickstart.sh, test.sh and bench.sh use: .venv at the top of the checkout, with the package
+# in it. On its own it adds extras named in pyproject.toml, for instance `bash launch/setup.sh cuda`.
 #
 #   bash launch/setup.sh [PYTHON=python3.12] [EXTRA ...]
 #

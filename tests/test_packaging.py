@@ -49,7 +49,9 @@ def fake_python(folder: Path, version: str, suitable: bool = True) -> str:
     return f"PYTHON={path}"
 
 
-@pytest.mark.parametrize("script", ["launch/setup.sh", "launch/quickstart.sh", "launch/test.sh", "launch/bench.sh", ".ci/run"])
+@pytest.mark.parametrize(
+    "script", ["launch/setup.sh", "launch/quickstart.sh", "launch/test.sh", "launch/bench.sh", ".ci/run"]
+)
 def test_scripts_parse(script):
     done = run("bash", "-n", str(ROOT / script), cwd=ROOT)
     assert done.returncode == 0, done.stderr
