@@ -11,20 +11,22 @@ backward passes, over the tokens of ours' buckets, against the rate of a large p
 20 epochs of 42,322 turns are extrapolated from the measured step, without validation and checkpoints.
 """
 
-import gc
+import dataclasses
 import itertools
+import json
+import subprocess
+import sys
 
 from benchmarks import measure, sizes
 
 BATCH = {"tiny": 16, "base": 16, "paper": 64}
 CURVE = {"tiny": (8, 32, 128, 512), "base": (8, 16, 32), "paper": (8, 16, 32, 64, 128, 256, 512)}
+ROUNDS = 2
 EPOCHS, TURNS = 20, 42_322  # of the paper
 
 
 def problem(size: str, batch: int, steps: int):
     """(config, batches): consecutive steps of an epoch that share the commonest bucket, (1, B, ...) NumPy arrays."""
-    import dataclasses
-
     from miracle_jax import pipeline
     from miracle_jax.config import Train
 
@@ -115,25 +117,57 @@ def flops(settings, batches) -> float:
     return 3 * total
 
 
-def compare(given, batch: int, steps: int, benchmark: str, released: bool = True) -> None:
-    """Ours in turn with each of the others, one after another: two training states are all that memory has room for."""
+def apart(given, batch: int, names: list[str]) -> dict[str, measure.Timing]:
+    """Each system in a process of its own, in turn, twice: memory has no room for two training states at once."""
+    timings: dict[str, measure.Timing] = {}
+    for _ in range(ROUNDS):
+        for name in names:
+            measure.note(name)
+            command = [sys.executable, "-m", "benchmarks.train_step", "--size", given.size, "--batch", str(batch)]
+            command += ["--steps", str(given.steps), "--repeats", str(given.repeats), "--system", name]
+            done = subprocess.run(command, capture_output=True, text=True, cwd=measure.ROOT)
+            if done.returncode:
+                last = (done.stderr.strip().splitlines() or [f"status {done.returncode}; out of memory?"])[-1]
+                measure.note(f"{name} is left out: {last}")
+                continue
+            found = measure.Timing(**json.loads(done.stdout.splitlines()[-1]))
+            if name in timings:
+                timings[name].seconds += found.seconds
+            else:
+                timings[name] = found
+    return timings
+
+
+def one(given, batch: int, name: str) -> measure.Timing:
+    """One system in this process."""
     import jax
 
-    settings, batches = problem(given.size, batch, steps)
+    settings, batches = problem(given.size, batch, given.steps)
     graphdef, params = sizes.random_model(settings)
-    params = jax.device_get(params)
-    run = ours(settings, graphdef, params, batches)
-    for name, make in theirs(settings, params, batches, given.device).items():
-        if released or name != "as released":
-            systems = {measure.OURS: run, name: make()}
-            report(settings, batches, systems, given, benchmark)
-            del systems
-            gc.collect()
+    if name == measure.OURS:
+        run = ours(settings, graphdef, params, batches)
+    else:
+        run = theirs(settings, jax.device_get(params), batches, given.device)[name]()
+    del params
+    timing = measure.in_turn({name: run}, given.repeats, given.device)[name]
+    timing.output = {loss: float(value) for loss, value in timing.output.items()}
+    return timing
 
 
-def report(settings, batches, systems: dict, given, benchmark: str) -> None:
-    batch, steps = batches[0]["reply"].shape[1], len(batches)
-    timings = measure.in_turn(systems, given.repeats, given.device)
+def compare(given, batch: int, benchmark: str, released: bool = True) -> None:
+    settings, batches = problem(given.size, batch, given.steps)
+    names = [measure.OURS, *(name for name in theirs(settings, None, batches, given.device))]
+    names = [name for name in names if released or name != "as released"]
+    if given.device == "cpu" and given.size != "tiny":
+        timings = apart(given, batch, names)
+    else:
+        graphdef, params = sizes.random_model(settings)
+        peers = theirs(settings, params, batches, given.device)
+        systems = {name: peers[name]() for name in names[1:]}
+        timings = measure.in_turn(
+            {measure.OURS: ours(settings, graphdef, params, batches)} | systems, given.repeats, given.device
+        )
+    steps = given.steps
     reference = timings[measure.OURS].output["reconstruct"]
     facts = {}
     for name, timing in timings.items():
@@ -151,11 +185,15 @@ def report(settings, batches, systems: dict, given, benchmark: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    given = measure.arguments(__doc__, argv, batch=0, steps=2)
-    compare(given, given.batch or BATCH[given.size], given.steps, "train_step")
+    given = measure.arguments(__doc__, argv, batch=0, steps=2, system="")
+    batch = given.batch or BATCH[given.size]
+    if given.system:
+        print(json.dumps(dataclasses.asdict(one(given, batch, given.system))))
+        return
+    compare(given, batch, "train_step")
     if given.curves:
-        for batch in CURVE[given.size]:
-            compare(given, batch, given.steps, "train_step scaling", released=False)
+        for number in CURVE[given.size]:
+            compare(given, number, "train_step scaling", released=False)
 
 
 if __name__ == "__main__":

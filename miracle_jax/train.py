@@ -98,8 +98,11 @@ def make_train_step(config: Config, graphdef, optimizer, key, shardings=None):
             return jax.tree.map(jnp.add, sums, gradient(params, *micro)), None
 
         first = jax.tree.map(lambda x: x[0], (batch, keys))
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, *first))
-        (gradients, named), _ = jax.lax.scan(add, zeros, (batch, keys))
+        if micro_batches == 1:  # no sums, which would be another copy of the parameters in memory
+            gradients, named = gradient(params, *first)
+        else:
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, params, *first))
+            (gradients, named), _ = jax.lax.scan(add, zeros, (batch, keys))
         named["gradient_norm"] = optax.tree.norm(gradients)
         updates, opt_state = optimizer.update(gradients, state["opt_state"], params)
         return {"params": optax.apply_updates(params, updates), "opt_state": opt_state, "step": step + 1}, named
