@@ -233,9 +233,16 @@ def machine(device: str) -> dict[str, Any]:
     return {
         "hardware": mesh.hardware(), "python": ".".join(map(str, sys.version_info[:3])), "commit": env.commit(ROOT),
         "versions": {name: version(name) for name in PACKAGES if version(name)},
-        "command": " ".join(["python -m", sys.modules["__main__"].__spec__.name, *sys.argv[1:]])
-        if sys.modules["__main__"].__spec__ else "", "date": time.strftime("%Y-%m-%d"),
+        "command": _command(), "date": time.strftime("%Y-%m-%d"),
     }  # fmt: skip
+
+
+def _command() -> str:
+    """What was typed, but where its results go; "" where nobody typed it."""
+    spec, given = sys.modules["__main__"].__spec__, sys.argv[1:]
+    if "--out" in given:
+        del given[given.index("--out") : given.index("--out") + 2]
+    return " ".join(["python -m", spec.name, *given]) if spec else ""
 
 
 COLUMNS = ("system", "seconds", "spread", "theirs / ours", "first call +", "peak MiB", "of matmul", "of copy", "result")

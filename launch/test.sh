@@ -39,4 +39,4 @@ heading "Lint"
 .venv/bin/ruff check .
 
 heading "Tests"
-.venv/bin/python -m pytest "$@"
+.venv/bin/python -m pytest -n 2 --dist loadfile "$@"  # two processes, by files, whose fixtures are costly

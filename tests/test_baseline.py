@@ -85,7 +85,7 @@ class Alone:
         self.config, self.tokenizer, self.params = settings, tokenizer, params
         shape = settings.decoder
         model = nnx.merge(baseline.graph_of(settings), params).decoder
-        nothing = jnp.zeros((shape.depth, 1, 1, shape.heads, shape.width // shape.heads))  # a key and a value of 0
+        nothing = jnp.zeros((shape.depth, 1, shape.heads, 1, shape.width // shape.heads))  # a key and a value of 0
         see = (jnp.zeros((1, 1)), (nothing, nothing), jnp.ones((), bool), 1)
         self._scores = jax.jit(lambda ids: model.logits(model.hidden(ids[None], *see)[0])[0])
 
