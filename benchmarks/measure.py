@@ -20,6 +20,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = "miracle_jax"
+REST = 0.5
+"""Seconds before every call that is timed: the threads of the system before keep a core busy for a while yet."""
 LONG = 60.0
 """A system that takes longer than this is called once more than the first time, not `repeats` times."""
 PACKAGES = ("jax", "jaxlib", "flax", "diffrax", "torch", "transformers", "torchdiffeq", "torchode")
@@ -87,6 +89,7 @@ def in_turn(systems: dict[str, Callable[[], Any]], repeats: int, device: str) ->
         for name, timing in timings.items():
             if timing.seconds and timing.first * done > LONG:
                 continue
+            time.sleep(REST)
             with _Peak(device) as peak:
                 began = time.perf_counter()
                 systems[name]()
