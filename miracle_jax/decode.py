@@ -20,7 +20,7 @@ from miracle_jax import config, slots
 from miracle_jax.decoder import Decoder
 from miracle_jax.layers import HIDDEN
 
-FIRST_RING = 32
+FIRST_RING = 64  # a longer one is another loop to compile
 
 
 def generate(
