@@ -7,6 +7,7 @@ again from that cache. The time is that of tracing, lowering and compiling (or r
 keep the training step's program independent of the depth; decoding always unrolls.
 """
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -34,7 +35,7 @@ def compiled(program: str, size: str, device: str) -> float:
         from miracle_jax.train import make_optimizer, make_train_step
 
         settings, batches = train_step.problem(size, train_step.BATCH[size], 1)
-        settings = sizes.dataclasses.replace(settings, scan_layers=program == "train_step")
+        settings = dataclasses.replace(settings, scan_layers=program == "train_step")
         graphdef, params = sizes.random_model(settings)
         optimizer, _ = make_optimizer(settings, 1000)
         state = {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}

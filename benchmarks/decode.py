@@ -83,7 +83,7 @@ def work_of(settings, replies: int) -> dict:
     layer = 4 * shape.width**2 + 2 * shape.width * shape.mlp
     weights = shape.depth * layer + shape.vocab_size * shape.width + Z * shape.width * (shape.depth + 1)
     attention = 4 * shape.depth * shape.width * TOKENS / 2  # over half of the columns in the mean
-    return {"flops": replies * TOKENS * (2 * weights + attention), "weights": weights}
+    return {"flops": replies * TOKENS * (2 * weights + attention), "weights_read": TOKENS * weights}
 
 
 def compare(given, replies: int, benchmark: str, title: str, released: bool = True) -> None:
@@ -106,6 +106,7 @@ def compare(given, replies: int, benchmark: str, title: str, released: bool = Tr
             "dtype": dtype if name != "as released" else "float32", "equal_tokens": equal, "flops": need["flops"],
             "correct": f"{replies / timing.median:.3g} replies/s{agreement}",
         }  # fmt: skip
+    facts[measure.OURS]["bytes"] = need["weights_read"] * (2 if dtype == "bfloat16" else 4)
     measure.rows(benchmark, title, timings, given, facts, replies=replies)
 
 

@@ -54,30 +54,11 @@ def sampling(latents: int):
 
 def training(size: str, batch: int, steps: int):
     """() -> the losses of the last step: the batch is split over the devices, parameters are copied to all."""
-    import jax
-    import jax.numpy as jnp
-
     from benchmarks import sizes, train_step
     from miracle_jax import mesh
-    from miracle_jax.train import make_optimizer, make_train_step
 
     settings, batches = train_step.problem(size, batch, steps)
-    graphdef, params = sizes.random_model(settings)
-    optimizer, _ = make_optimizer(settings, 1000)
-    state = {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(100)}
-    devices = mesh.make(settings.mesh)
-    shardings = mesh.parameter_shardings(state, devices, settings.mesh)
-    state = jax.device_put(state, shardings)
-    batches = [mesh.put_batch(batch, devices, batch_axis=1) for batch in batches]
-    step = make_train_step(settings, graphdef, optimizer, jax.random.key(0), shardings)
-
-    def run():
-        nonlocal state
-        for batch in batches:
-            state, losses = step(state, batch)
-        return jax.device_get(losses)
-
-    return run
+    return train_step.ours(settings, *sizes.random_model(settings), batches, mesh.make(settings.mesh))
 
 
 def compare(given, number: int) -> None:

@@ -41,7 +41,7 @@ def parameters(activation: str) -> dict:
         return {name: stored[f"{activation}.{name}"].astype(np.float32) for name in ("w1", "b1", "w2", "b2")}
 
 
-def our_heads(activation: str, dtype="float32"):
+def our_heads(activation: str):
     import jax.numpy as jnp
     from flax import nnx
 

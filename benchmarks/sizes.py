@@ -52,9 +52,3 @@ def random_model(settings, seed: int = 0):
 def random_latents(number: int, size: int, seed: int = 0) -> np.ndarray:
     """(number, size) float32, N(0, 1)."""
     return np.random.default_rng(seed).normal(size=(number, size)).astype(np.float32)
-
-
-def parameters(params) -> int:
-    import jax
-
-    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -40,18 +40,27 @@ def problem(size: str, batch: int, steps: int):
     return settings, [stream[step] for step in chosen]
 
 
-def ours(settings, graphdef, params, batches):
-    """() -> losses of the last step."""
+def ours(settings, graphdef, params, batches, devices=None):
+    """() -> losses of the last step.
+
+    devices: a mesh over which each batch is split and which parameters are copied to; None: one device.
+    """
     import jax
     import jax.numpy as jnp
 
+    from miracle_jax import mesh
     from miracle_jax.train import make_optimizer, make_train_step
 
     optimizer, _ = make_optimizer(settings, 1000)
     params = jax.tree.map(jnp.array, params)
     state = {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(100)}
-    step = make_train_step(settings, graphdef, optimizer, jax.random.key(0))
-    batches = [jax.device_put(batch) for batch in batches]
+    shardings = mesh.parameter_shardings(state, devices, settings.mesh) if devices else None
+    if devices:
+        state = jax.device_put(state, shardings)
+        batches = [mesh.put_batch(batch, devices, batch_axis=1) for batch in batches]
+    else:
+        batches = [jax.device_put(batch) for batch in batches]
+    step = make_train_step(settings, graphdef, optimizer, jax.random.key(0), shardings)
 
     def run():
         nonlocal state

@@ -65,7 +65,7 @@ def generate(
 def places_in_memory(decoder: Decoder, settings: config.Decode, prompt: Array | None) -> int:
     """How many replies to have under way: a power of 2 to which a third of the free memory gives room, at most 1,024.
 
-    On a CPU their keys and values get 160 MiB, but 64 replies always: with more, larger decoders gain nothing.
+    On a CPU their keys and values get 160 MiB, and there are at least 64: larger decoders gain nothing from more.
     """
     memory = jax.local_devices()[0].memory_stats() or {}
     known = "bytes_limit" in memory
