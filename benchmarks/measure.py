@@ -24,6 +24,7 @@ REST = 0.5
 """Seconds before every call that is timed: the threads of the system before keep a core busy for a while yet."""
 LONG = 60.0
 """A system that takes longer than this is called once more than the first time, not `repeats` times."""
+HUGE_PAGES = "GLIBC_TUNABLES"
 PACKAGES = ("jax", "jaxlib", "flax", "diffrax", "torch", "transformers", "torchdiffeq", "torchode")
 
 
@@ -241,11 +242,12 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def _command() -> str:
-    """What was typed, but where its results go; "" where nobody typed it."""
+    """What was typed, but where its results go, behind what launch/setup.sh sets; "" where nobody typed it."""
     spec, given = sys.modules["__main__"].__spec__, sys.argv[1:]
     if "--out" in given:
         del given[given.index("--out") : given.index("--out") + 2]
-    return " ".join(["python -m", spec.name, *given]) if spec else ""
+    pages = [f"{HUGE_PAGES}={os.environ[HUGE_PAGES]}"] * (HUGE_PAGES in os.environ)
+    return " ".join([*pages, "python -m", spec.name, *given]) if spec else ""
 
 
 COLUMNS = ("system", "seconds", "spread", "theirs / ours", "first call +", "peak MiB", "of matmul", "of copy", "result")

@@ -123,7 +123,7 @@ def _generate(
         start = latent = list(zip(*map(jnp.unstack, latent), strict=True))
         if P:
             first, seen = P - read, jnp.ones((), bool)
-            _, new = decoder.hidden(prompt[row], z[row], latent, seen, 1 - first[:, None], None, first, layers)
+            _, new = decoder.hidden(prompt[row], z[row], latent, seen, 1 - first[:, None], first=first, layers=layers)
             start = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), latent, new)
 
         def put(old, new):
@@ -137,16 +137,14 @@ def _generate(
 
     def write(state, busy):
         R = state.past[0][0].shape[2] - 1 - P
-        ago = (state.column - 1 - jnp.arange(R)) % R  # steps since a column was written
-        own = ago < state.age[:, None]
+        ago = (state.column - jnp.arange(R)) % R  # steps since a column was written; 0: by this one
+        own = ago <= state.age[:, None]
         given = (jnp.arange(1 + P) == 0) | (jnp.arange(1 + P) > P - state.prompt_length[:, None])
         visible = jnp.concatenate([given, own], axis=1)[:, None]
         position = (1 + state.prompt_length + state.age)[:, None]
-        hidden, new = decoder.hidden(state.token[:, None], state.z, state.past, visible, position, None, None, layers)
-        past = jax.tree.map(
-            lambda old, fresh: jax.lax.dynamic_update_slice_in_dim(old, fresh, 1 + P + state.column, axis=2),
-            state.past, new,
-        )  # fmt: skip
+        hidden, past = decoder.hidden(
+            state.token[:, None], state.z, state.past, visible, position, layers=layers, column=1 + P + state.column
+        )
         permitted = allowed & ((jnp.arange(len(allowed)) != eos) | (state.age >= least)[:, None])
         logits = jnp.where(permitted, decoder.logits(hidden)[:, 0], HIDDEN)
         if greedy:

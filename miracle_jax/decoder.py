@@ -54,7 +54,7 @@ class Decoder(nnx.Module):
         how: Compute,
         rngs: nnx.Rngs,
     ):
-        """make_block: nnx.Rngs -> one layer, called as (x, visible, past_visible, place, its part of the past, key)."""
+        """make_block: nnx.Rngs -> one layer, called as (x, look, place, its part of the past, key); see `hidden` for look."""
         D, std, dtype = shape.width, shape.init_std, how.dtype
         self.shape, self.kv_heads = shape, kv_heads
         self.tokens = table(shape.vocab_size, D, std, dtype, rngs)
@@ -87,7 +87,8 @@ class Decoder(nnx.Module):
         key: Key[Array, ""] | None = None,
         first: Int[Array, " B"] | None = None,
         layers: Callable | None = None,
-    ) -> tuple[Float[Array, "B S D"], New]:
+        column: Int[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "B S D"], New | Past]:
         """Runs S new tokens after T earlier positions, of which position 0 is the latent's.
 
         Args:
@@ -99,9 +100,12 @@ class Decoder(nnx.Module):
           key: dropout key; None at inference.
           first: index of each row's first new token that exists; those before it are padding, which nobody sees.
           layers: in place of its own, what `layers.one_by_one()` gave; `past` and what is returned are then lists.
+          column: where in the past the keys and values of the new token (S = 1) go before it looks there, so that
+            `past_visible` speaks of it too. None: they stay apart, and the past is read only.
 
         Returns:
-          The last layer's output after the final norm, and the new tokens' keys and values (T = S).
+          The last layer's output after the final norm, and the new tokens' keys and values (T = S), or the past with
+          them in it.
         """
         S = tokens.shape[1]
         embed_key, layers_key = split_key(key, 2)
@@ -109,11 +113,22 @@ class Decoder(nnx.Module):
         visible = jnp.tril(jnp.ones((S, S), bool))
         if first is not None:
             visible = visible & (jnp.arange(S) >= first[:, None, None])
+        def look(past, *new):
+            """What a layer's queries attend to, and what is kept of it."""
+            if column is None:
+                return [(*past, past_visible), (*new, visible)], new
+            # First written, then read: XLA would copy a cache that is still to be read when it is written.
+            past = tuple(
+                jax.lax.dynamic_update_slice_in_dim(old, fresh, column, axis=2)
+                for old, fresh in zip(past, new, strict=True)
+            )
+            return [(*past, past_visible)], past
+
         x = self.embed(tokens, positions) + self.latent_embed(z)[:, None]
         x = dropout(x, self.shape.dropout, embed_key)
         run = layers or self.layers
-        x, new = run(x, visible, past_visible, self.place(positions), per_layer=past, key=layers_key)
-        return self.norm(x), new
+        x, kept = run(x, look, self.place(positions), per_layer=past, key=layers_key)
+        return self.norm(x), kept
 
     def lm_head(self) -> LmHead:
         """It shares the embedding's weights, unless a family has its own."""

@@ -26,16 +26,16 @@ class Block(nnx.Module):
         self.mlp_in = dense(D, shape.mlp, std, dtype, rngs, rank=rank)
         self.mlp_out = dense(shape.mlp, D, residual_std, dtype, rngs, rank=rank)
 
-    def __call__(self, x: Float[Array, "B S D"], visible, past_visible, place, past, key):
+    def __call__(self, x: Float[Array, "B S D"], look, place, past, key):
         rate = self.shape.dropout
         weights_key, attention_key, mlp_key = split_key(key, 3)
         q, k, v = jnp.split(self.qkv(self.attention_norm(x)).reshape(*x.shape[:2], 3 * self.shape.heads, -1), 3, axis=2)
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-        parts = [(*past, past_visible), (k, v, visible)]
+        parts, kept = look(past, k, v)
         mixed = attention(q, parts, rate, weights_key, self.how.attention)
         x = x + dropout(self.attention_out(mixed), rate, attention_key)
         hidden = self.mlp_out(ACTIVATIONS[self.shape.activation](self.mlp_in(self.mlp_norm(x))))
-        return x + dropout(hidden, rate, mlp_key), (k, v)
+        return x + dropout(hidden, rate, mlp_key), kept
 
 
 class Gpt2(Decoder):

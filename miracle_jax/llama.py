@@ -49,19 +49,19 @@ class Block(nnx.Module):
         self.mlp_in = dense(D, 2 * shape.mlp, std, dtype, rngs, bias=False, rank=rank)  # gate | up on the last axis
         self.mlp_out = dense(shape.mlp, D, std, dtype, rngs, bias=False, rank=rank)
 
-    def __call__(self, x: Float[Array, "B S D"], visible, past_visible, place, past, key):
+    def __call__(self, x: Float[Array, "B S D"], look, place, past, key):
         rate, H, G = self.shape.dropout, self.shape.heads, self.groups
         weights_key, attention_key, mlp_key = split_key(key, 3)
         heads = self.qkv(self.attention_norm(x)).reshape(*x.shape[:2], H + 2 * G, -1)
         q, k, v = jnp.split(heads, (H, H + G), axis=2)
         q, k = rotate(q, place), rotate(k, place)
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-        parts = [(*past, past_visible), (k, v, visible)]
+        parts, kept = look(past, k, v)
         mixed = attention(q, parts, rate, weights_key, self.how.attention)
         x = x + dropout(self.attention_out(mixed), rate, attention_key)
         gate, up = jnp.split(self.mlp_in(self.mlp_norm(x)), 2, axis=-1)
         hidden = self.mlp_out(ACTIVATIONS[self.shape.activation](gate) * up)
-        return x + dropout(hidden, rate, mlp_key), (k, v)
+        return x + dropout(hidden, rate, mlp_key), kept
 
 
 class Llama(Decoder):

@@ -30,9 +30,9 @@ STEPS = []
 class Counted(Gpt2):
     """Counts the loop's steps as they run."""
 
-    def hidden(self, *args):
+    def hidden(self, *args, **named):
         jax.debug.callback(lambda: STEPS.append(1))
-        return super().hidden(*args)
+        return super().hidden(*args, **named)
 
 
 class Biased(Llama):
