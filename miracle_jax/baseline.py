@@ -15,6 +15,7 @@ decoder is made to listen to z, does (--decoder.word-dropout 0 switches it off).
 """
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -29,13 +30,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from miracle_jax import checkpoint, decode, decoder, losses, mesh, pipeline, pretrained, storage, train
+from miracle_jax import decode, decoder, goodput, losses, mesh, pipeline, pretrained, storage, train
 from miracle_jax.attributes import Schema
 from miracle_jax.config import Bert, Config, Loss, load_run
 from miracle_jax.cvae import Outputs, check_device, compute, join
 from miracle_jax.errors import UserError, one_sentence
 from miracle_jax.examples import FIELDS, PROMPT, Examples, TokenArrays
 from miracle_jax.generate import Options, contexts_to_answer
+from miracle_jax.loop import of_batches, take_steps
 from miracle_jax.model import merge_adapters
 from miracle_jax.report import Report, training_seconds
 from miracle_jax.sampler import in_pieces
@@ -128,7 +130,7 @@ def make_validation(config: Config, batches: Sequence[dict]) -> Callable[[dict],
         return nats, jnp.sum(weight * (batch["reply_length"] - 1))
 
     def validate(params):
-        nats, tokens = np.sum(jax.device_get([sums(params, batch) for batch in batches]), axis=0, dtype=np.float64)
+        nats, tokens = np.sum(of_batches(partial(sums, params), batches), axis=0, dtype=np.float64)
         return {"reconstruct": float(nats / tokens), "score": float(nats / tokens)}
 
     return validate
@@ -140,6 +142,15 @@ def run(config: Config, workdir: str | Path, control: str, data: str = "test", p
     personality: "labelled" or "all".
     """
     workdir = train.run_folder(workdir)
+    with contextlib.ExitStack() as held:
+        return _run(config, workdir, control, data, personality, held)
+
+
+def _run(
+    config: Config, workdir: Path, control: str, data: str, personality: str, held: contextlib.ExitStack
+) -> dict:
+    """held: keeps the folder locked until the end."""
+    ledger = goodput.Ledger()
     before = load_run(workdir) if (workdir / "config.json").exists() else None
     config = reading(pretrained.resolve(config, before))
     settings, buckets = config.train, config.data.buckets
@@ -170,21 +181,27 @@ def run(config: Config, workdir: str | Path, control: str, data: str = "test", p
     def random():
         return nnx.to_pure_dict(nnx.state(Baseline(config, nnx.Rngs(keys.init))))
 
+    held.enter_context(storage.locked(workdir))
     train.start_run(config, workdir, corpus, control)
     alone = dataclasses.replace(config, encoder=Bert())  # its weights are not looked for
-    manager, state, frozen, abstract = train.starting_point(alone, workdir, random, optimizer, devices)
+    with ledger.of("restore"):
+        checkpoints, state, frozen, abstract = train.starting_point(alone, workdir, random, optimizer, devices)
     start, shardings = int(state["step"]), jax.tree.map(lambda leaf: leaf.sharding, abstract)
     step = partial(train.make_train_step(config, graph_of(config), optimizer, keys.steps, shardings), frozen=frozen)
     validate = make_validation(config, validation)
-    stream = (put(batch, batch_axis=1) for batch in batches.stream(start))
+
+    def stream(start):
+        return (put(batch, batch_axis=1) for batch in batches.stream(start))
+
+    def score(params):
+        return validate(join(params, frozen))
+
     report = Report(workdir, settings, start, steps)
-    state = train.take_steps(
-        settings, state, stream, step, schedule, lambda params: validate(join(params, frozen)), manager, report
-    )
-    best = checkpoint.best_step(manager)
+    state = take_steps(settings, state, stream, step, schedule, score, checkpoints, report, ledger)
+    best = checkpoints.best()
     if best != steps:
-        state = checkpoint.restore(manager, best, abstract)
-    manager.close()
+        state = checkpoints.restore(best, abstract)
+    checkpoints.close()
 
     # ---- Answering
     began = time.perf_counter()

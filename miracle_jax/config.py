@@ -193,6 +193,11 @@ class Train:
     log_every: int = 50
     eval_every: int = 500
     save_every: int = 500
+    save_minutes: float = 10.0
+    """A checkpoint is also written when the last one is as old as this. 0: only every `save_every` steps."""
+    on_nan: Literal["stop", "skip", "restore"] = "stop"
+    """When a loss or the gradient becomes NaN, infinite or larger than 1e6. skip: that step changes nothing. restore:
+    back to the last checkpoint, and on with the step after the bad one. Either gives up after ten times in a row."""
     keep: int = 2
     """Newest checkpoints kept, beside the best by validation."""
     tensorboard: bool = False
@@ -413,7 +418,7 @@ _LIMITS = (
         train.latent_batch_size train.keep sample.max_steps sample.langevin_steps sample.batch_size mesh.fsdp"""),
     ("at least 0", lambda x: x >= 0, """
         encoder.init_std decoder.init_std loss.reconstruct loss.kl loss.kl_floor loss.classify loss.gap train.steps
-        train.latent_steps decoder.lora_rank decoder.context_tokens
+        train.latent_steps train.save_minutes decoder.lora_rank decoder.context_tokens
         train.weight_decay train.refit_epochs sample.fixed_steps sample.langevin_step sample.langevin_temperature
         sample.weight decode.batch_size decode.temperature mesh.shard_above_mb"""),
     ("above 0", lambda x: x > 0, """

@@ -6,6 +6,8 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from miracle_jax import preemption
+
 SHOWN = 20
 """Problems that a message lists; the others are counted."""
 
@@ -31,7 +33,8 @@ def refuse(problems: Sequence[str], sentence: str) -> None:
 
 @contextlib.contextmanager
 def one_sentence():
-    """For entry points: prints a UserError as `error: ...` and exits with status 2; Ctrl-C exits with 130.
+    """For entry points: prints a UserError as `error: ...` and exits with status 2; Ctrl-C exits with 130, SIGTERM with
+    75 (see preemption.py).
 
     What the package warns of becomes `warning: ...`, without the place in our code that the default formats show.
     In those that compute, what JAX compiles is kept for the next time; if it took long, they end by saying so.
@@ -39,8 +42,11 @@ def one_sentence():
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     with _plain_log():
         try:
-            with _compiling() if "jax" in sys.modules else contextlib.nullcontext():
+            with preemption.watched(), _compiling() if "jax" in sys.modules else contextlib.nullcontext():
                 yield
+        except preemption.Preempted as stop:
+            print(f"{stop}; run the same command again to go on", file=sys.stderr)
+            raise SystemExit(preemption.PREEMPTED) from None
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None

@@ -8,6 +8,7 @@ The same command again resumes, and a resumed run equals an uninterrupted one bi
     python -m miracle_jax.train --config configs/tiny.py --workdir runs/tiny [--train.steps 500 ...]
 """
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -22,23 +23,24 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Key
 
-from miracle_jax import checkpoint, dataset, losses, mesh, pipeline, pretrained, storage
+from miracle_jax import checkpoint, dataset, goodput, losses, mesh, pipeline, pretrained, storage
 from miracle_jax.command_line import read_config
-from miracle_jax.config import Config, Train, load_run, local_folder, to_dict
+from miracle_jax.config import Config, load_run, local_folder, to_dict
 from miracle_jax.cvae import Miracle, check_device, join, split
 from miracle_jax.errors import UserError, one_sentence
-from miracle_jax.examples import FIELDS
 from miracle_jax.hub import absolute
 from miracle_jax.latent import Heads
 from miracle_jax.latent import kl as gaussian_kl
-from miracle_jax.report import Report, finite
+from miracle_jax.loop import of_batches, take_steps
+from miracle_jax.report import Report
 from miracle_jax.stages import encoder_means, head_accuracy, prior_means, refit, warm_up
 from miracle_jax.tokenizers import Tokenizers
 
 # What may differ between a run and its resumption: nothing that changes a parameter or what was learned from.
 # (The data have a key of their own, made from their content: where they are found does not matter.)
 FREE_TO_CHANGE = ("sample", "decode", "mesh", "data.train", "data.validation", "data.schema", "data.frozen",
-                  "data.cache", "train.log_every", "train.keep", "train.tensorboard", "train.trackio")  # fmt: skip
+                  "data.cache", "train.log_every", "train.save_minutes", "train.on_nan", "train.keep",
+                  "train.tensorboard", "train.trackio")  # fmt: skip
 
 
 def make_optimizer(config: Config, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -105,7 +107,12 @@ def make_train_step(config: Config, graphdef, optimizer, key, shardings=None):
             (gradients, named), _ = jax.lax.scan(add, zeros, (batch, keys))
         named["gradient_norm"] = optax.tree.norm(gradients)
         updates, opt_state = optimizer.update(gradients, state["opt_state"], params)
-        return {"params": optax.apply_updates(params, updates), "opt_state": opt_state, "step": step + 1}, named
+        new = {"params": optax.apply_updates(params, updates), "opt_state": opt_state, "step": step + 1}
+        if config.train.on_nan == "skip":
+            good = losses.sound(named)
+            new = jax.tree.map(partial(jnp.where, good), new, state | {"step": step + 1})
+            named["skipped"] = ~good
+        return new, named
 
     return train_step
 
@@ -148,8 +155,8 @@ def validate(validation_step, params, batches, config: Config, names: tuple[str,
     """Losses on the validation set: reconstruction (nats a token) from posterior and prior mean, KL raw and floored
     (nats an instance), classification of the prior mean (nats a label), accuracy per attribute, and `score`, by which
     the best checkpoint is chosen: prior reconstruction + loss.classify x classification."""
-    sums = [validation_step(params, batch) for batch in batches]
-    total = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *jax.device_get(sums))
+    sums = of_batches(partial(validation_step, params), batches)
+    total = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *sums)
     per = {"reconstruct_posterior": "tokens", "reconstruct_prior": "tokens", "classify": "labels",
            "kl_raw": "instances", "kl_floored": "instances"}  # fmt: skip
     values = {name: float(total[name] / max(total[count], 1.0)) for name, count in per.items() if name in total}
@@ -219,6 +226,13 @@ def _differences(old: dict, new: dict, prefix: str = "") -> dict:
 def train(config: Config, workdir: str | Path) -> dict:
     """Runs or resumes a whole training run and returns what model.json holds."""
     workdir = run_folder(workdir)
+    with contextlib.ExitStack() as held:
+        return _train(config, workdir, held)
+
+
+def _train(config: Config, workdir: Path, held: contextlib.ExitStack) -> dict:
+    """held: keeps the folder locked until the end."""
+    ledger = goodput.Ledger()
     finished = workdir / "model.json"
     resumed = (workdir / "config.json").exists()  # written last: a run without it has not begun
     config = pretrained.resolve(config, load_run(workdir) if resumed else None)
@@ -250,13 +264,15 @@ def train(config: Config, workdir: str | Path) -> dict:
     def random():
         return nnx.to_pure_dict(nnx.state(Miracle(config, sizes, nnx.Rngs(keys.init))))
 
+    held.enter_context(storage.locked(workdir))
     start_run(config, workdir, corpus)
     if finished.exists():
         print(f"{workdir} is finished; python -m miracle_jax.generate {workdir} talks to it", flush=True)
         return json.loads(finished.read_text())
 
     # ---- Start
-    manager, state, frozen, abstract = starting_point(config, workdir, random, optimizer, devices)
+    with ledger.of("restore"):
+        checkpoints, state, frozen, abstract = starting_point(config, workdir, random, optimizer, devices)
     start = int(state["step"])
     number = sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
     print(
@@ -266,6 +282,7 @@ def train(config: Config, workdir: str | Path) -> dict:
     )
 
     # ---- Frozen encoders read every text once; the latents warm up on that
+    ledger.open("heads")
     columns = {"train": None, "validation": None}
     if config.encoder.frozen:
         params = join(state["params"], frozen)
@@ -289,15 +306,18 @@ def train(config: Config, workdir: str | Path) -> dict:
     def score(params):
         return validate(validation_step, join(params, frozen), validation, config, names)
 
+    def stream(start):
+        return (mesh.put_batch(batch, devices, batch_axis=1) for batch in batches.stream(start))
+
     report = Report(workdir, config.train, start, steps)
-    stream = (mesh.put_batch(batch, devices, batch_axis=1) for batch in batches.stream(start))
-    state = take_steps(config.train, state, stream, train_step, schedule, score, manager, report)
+    state = take_steps(config.train, state, stream, train_step, schedule, score, checkpoints, report, ledger)
 
     # ---- Stage 2: on the best checkpoint
+    ledger.open("heads")
     began = time.perf_counter()
-    best = checkpoint.best_step(manager)
+    best = checkpoints.best()
     if best != steps:
-        state = checkpoint.restore(manager, best, abstract)
+        state = checkpoints.restore(best, abstract)
     params = join(state["params"], frozen)
     del state
     heads_graph = nnx.graphdef(nnx.eval_shape(lambda: Heads(config.latent, sizes, nnx.Rngs(0))))
@@ -318,7 +338,9 @@ def train(config: Config, workdir: str | Path) -> dict:
     report.plot()
     facts = {"step": best, "heads": heads, "accuracy": accuracy, "hardware": mesh.hardware()}
     checkpoint.save_model(workdir, {"miracle": split(config, params)[0], "refit_heads": refitted}, facts)
-    manager.close()
+    checkpoints.close()
+    report.write(goodput.SPLIT, steps, ledger.take())
+    print(goodput.sentence(goodput.total(workdir / "metrics.jsonl")), flush=True)
     print(f"finished: {workdir} holds the model of step {best}", flush=True)
     return facts
 
@@ -329,7 +351,7 @@ def starting_point(config: Config, workdir: Path, random, optimizer, devices):
     random: () -> nested dict of random parameters, those among them for which `config` names pretrained weights.
 
     Returns:
-      The manager of the run's checkpoints; the state {"params", "opt_state", "step"}; the parameters that stay as they
+      The run's checkpoints; the state {"params", "opt_state", "step"}; the parameters that stay as they
       were pretrained; and the state's shapes with their shardings.
     """
 
@@ -343,8 +365,8 @@ def starting_point(config: Config, workdir: Path, random, optimizer, devices):
     shapes = jax.eval_shape(initial, trained_shapes)
     shardings = layout(shapes)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    manager = checkpoint.open_manager(workdir, config.train.keep)
-    start = manager.latest_step()
+    checkpoints = checkpoint.Checkpoints(workdir, config.train.keep)
+    start = checkpoints.newest()
     params, named = {}, [part.pretrained for part in (config.encoder, config.decoder) if part.pretrained]
     if not start or frozen_shapes:
         params = jax.jit(random, out_shardings=layout(jax.eval_shape(random)))()
@@ -353,69 +375,13 @@ def starting_point(config: Config, workdir: Path, random, optimizer, devices):
     trained, frozen = split(config, params)
     frozen = jax.device_put(frozen, layout(frozen))
     if start:
-        state = checkpoint.restore(manager, start, abstract)
+        state = checkpoints.restore(start, abstract)
         print(f"resuming from {workdir}/checkpoints/{start}", flush=True)
     else:
         state = jax.jit(initial, out_shardings=shardings)(trained)
         what = f"{' and '.join(named)}; random are {', '.join(_modules(fresh))}" if named else "random weights"
         print(f"starting from {what}", flush=True)
-    return manager, state, frozen, abstract
-
-
-def take_steps(settings: Train, state: dict, stream, train_step, schedule, validate, manager, report: Report) -> dict:
-    """The loop: the steps that are left until report.total, with logs, validations and checkpoints.
-
-    Args:
-      state: as `starting_point` gives it.
-      stream: an iterator of the batches from state's step on, on their devices.
-      train_step: (state, batch) -> (state, losses).
-      schedule: step -> learning rate.
-      validate: state's parameters -> named values; by the lowest `score` the best checkpoint is chosen.
-
-    Returns:
-      The state after the last step.
-    """
-    pending = []
-
-    def log(step):
-        """The only place where training losses leave the device."""
-        if pending:
-            first = step - len(pending) + 1
-            fetched = [finite(values, first + i) for i, values in enumerate(jax.device_get(pending))]
-            pending.clear()
-            mean = {name: float(np.mean([values[name] for values in fetched])) for name in fetched[0]}
-            report.training(step, mean | {"learning_rate": float(schedule(step - 1))})
-
-    try:
-        start = int(state["step"]) + 1
-        batch = next(stream) if start <= report.total else None
-        for step in range(start, report.total + 1):
-            shape = tuple(batch[name].shape[-1] for name in FIELDS if name in batch)
-            state, named = train_step(state, batch)
-            batch = next(stream)  # goes to its devices while they compute the step
-            pending.append(named)
-            report.compiled(shape)
-            report.progress(step)
-            last = step == report.total
-            if step % settings.log_every == 0 or last:
-                log(step)
-            validated = step % settings.eval_every == 0 or last
-            if validated or step % settings.save_every == 0:
-                log(step)
-                paused, score = report.pause(), None
-                if validated:
-                    values = validate(state["params"])
-                    score = finite(values, step)["score"]
-                    report.write("validation", step, values)
-                    shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-                    report.say(f"validation at step {step}  {shown}")
-                    report.compiled(shape)
-                checkpoint.save(manager, step, state, score)
-                report.resume(paused)
-    finally:
-        report.close()
-        checkpoint.finish(manager)  # also when a loss became NaN: the checkpoint under way is still a good one
-    return state
+    return checkpoints, state, frozen, abstract
 
 
 def _modules(paths: list[str]) -> list[str]:
