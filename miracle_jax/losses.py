@@ -20,7 +20,7 @@ from miracle_jax.latent import Gaussian
 from miracle_jax.latent import kl as gaussian_kl
 
 LARGEST = 1e6
-"""A loss or the norm of a gradient beyond it means nothing: nats a token are below 20, a KL divergence in the hundreds."""
+"""A loss or gradient norm beyond it means nothing: nats a token are below 20, a KL divergence in the hundreds."""
 
 
 class Counts(NamedTuple):

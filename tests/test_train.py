@@ -23,8 +23,9 @@ from flax import nnx
 from small import CONFIG, SIZES, random_batch
 
 import miracle_jax as mj
-from miracle_jax import checkpoint, config, dataset, pipeline, train
+from miracle_jax import config, dataset, loop, pipeline, train
 from miracle_jax.attributes import Attribute, Schema
+from miracle_jax.checkpoint import Checkpoints
 from miracle_jax.command_line import read_config
 from miracle_jax.cvae import Miracle, Outputs
 from miracle_jax.decoder import LmHead
@@ -86,7 +87,7 @@ def test_the_command_leaves_everything_a_run_is_made_of(tiny_run):
     names = {path.name for path in tiny_run.workdir.iterdir()}
     assert names == {
         "config.json", "schema.toml", "tokenizers", "checkpoints", "model", "model.json", "metrics.jsonl",
-        "training.png",
+        "training.png", ".lock",
     }  # fmt: skip
     assert {path.name for path in (tiny_run.workdir / "checkpoints").iterdir()} == {"40", "60"}
     assert (tiny_run.workdir / "training.png").read_bytes().startswith(b"\x89PNG")
@@ -169,7 +170,7 @@ def test_a_run_killed_by_sigkill_resumes_bit_for_bit(tiny_run, tmp_path, steps_m
     assert f"resuming from {run.workdir}/checkpoints/20" in capsys.readouterr().out
     assert run.metrics() == tiny_run.metrics()  # no step twice, none missing, no half line
     assert {path.name for path in (run.workdir / "checkpoints").iterdir()} == {"40", "60"}
-    for part in ("checkpoints/40/state", "checkpoints/60/state", "model"):
+    for part in ("checkpoints/40", "checkpoints/60", "model"):
         assert_equal_trees(saved(run.workdir / part), saved(tiny_run.workdir / part))
     assert (run.workdir / "model.json").read_bytes() == (tiny_run.workdir / "model.json").read_bytes()
     assert steps_made[0]._cache_size() == 2  # buckets
@@ -292,8 +293,8 @@ def test_a_nan_stops_by_name_and_step_and_the_last_checkpoint_is_intact(tiny_run
     with pytest.raises(UserError, match=r"^kl became nan at step 5; the last checkpoint is intact. Lower --train"):
         train_here([*run.arguments, "--train.save-every", "3"])  # and logs every 7
     assert [row["step"] for row in run.metrics()] == [3] and not (run.workdir / "model.json").exists()
-    assert checkpoint.open_manager(run.workdir, keep=2).all_steps() == [3]
-    state = saved(run.workdir / "checkpoints/3/state")
+    assert Checkpoints(run.workdir, keep=2).steps() == [3]
+    state = saved(run.workdir / "checkpoints/3")
     assert state["step"] == 3 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
@@ -317,10 +318,10 @@ def test_a_mistake_on_the_command_line_is_one_sentence_and_status_2(monkeypatch,
 
 
 def test_finite_names_the_value_and_the_step():
-    assert train.finite({"kl": 1.0}, 3) == {"kl": 1.0}
+    assert loop.finite({"kl": 1.0}, 3) == {"kl": 1.0}
     for value in (float("nan"), float("inf")):
         with pytest.raises(UserError, match=f"kl became {value} at step 3; the last checkpoint is intact"):
-            train.finite({"gap": 0.0, "kl": value}, 3)
+            loop.finite({"gap": 0.0, "kl": value}, 3)
 
 
 # ------------------------------------------------------------------------------------------------ other runs
