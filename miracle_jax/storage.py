@@ -100,7 +100,10 @@ def locked(folder: Path):
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            file.truncate(0)
 
 
 NO_ROOM = re.compile("No space left on device|Disk quota exceeded|File too large|Read-only file system", re.IGNORECASE)

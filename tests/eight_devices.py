@@ -9,13 +9,14 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from parity import assert_trees_close
 from small import CONFIG, miracle, random_batch
 from test_losses import SAME, random_step
 
 from miracle_jax import config, losses, mesh
+from miracle_jax.checkpoint import Checkpoints
 from miracle_jax.errors import UserError
 from miracle_jax.train import Keys, make_train_step
 
@@ -134,3 +135,40 @@ def test_a_batch_that_devices_cannot_share_is_refused():
         mesh.check_batch(12, devices, "train.batch_size")
     with pytest.raises(UserError, match="mesh.fsdp 3 does not divide the number of devices, 8"):
         mesh.make(config.Mesh(fsdp=3))
+
+
+def test_a_checkpoint_of_eight_devices_goes_on_on_one_two_or_four(tmp_path):
+    """Six more steps, after two on eight devices with split parameters; loss by loss."""
+    graphdef, params = nnx.split(miracle(ALWAYS_KL))
+    optimizer = optax.adamw(1e-2)
+    params = jax.tree.map(np.asarray, nnx.to_pure_dict(params))
+    state = {"params": params, "opt_state": optimizer.init(params), "step": np.int32(0)}
+
+    def on(number):
+        """(devices, shardings, step) for so many devices, half of them along `fsdp` where there is more than one."""
+        layout = config.Mesh(fsdp=max(number // 2, 1), shard_above_mb=0.001)
+        shape = [number // layout.fsdp, layout.fsdp] + [1] * (len(mesh.make(layout).axis_names) - 2)
+        devices = Mesh(np.array(jax.devices()[:number]).reshape(shape), mesh.make(config.Mesh()).axis_names)
+        shardings = mesh.parameter_shardings(state, devices, layout)
+        return devices, shardings, make_train_step(ALWAYS_KL, graphdef, optimizer, Keys.of(0).steps, shardings)
+
+    def take(state, devices, step, number):
+        losses = []
+        for i in range(number):
+            state, named = step(state, mesh.put_batch(BATCHES[i % 2], devices, batch_axis=1))
+            losses.append(jax.device_get(named))
+        return state, losses
+
+    devices, shardings, step = on(8)
+    now, _ = take(jax.device_put(state, shardings), devices, step, 2)
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(2, now, None)
+    checkpoints.finish()
+    _, expected = take(now, devices, step, 6)
+    for number in (4, 2, 1):
+        devices, shardings, step = on(number)
+        shapes = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+        restored = checkpoints.restore(2, shapes)
+        assert jax.tree.map(lambda x: x.sharding, restored) == shardings
+        _, found = take(restored, devices, step, 6)
+        assert_trees_close(found, expected, 1e-5)

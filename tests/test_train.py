@@ -460,6 +460,29 @@ def test_micro_batches_add_up_to_the_step_of_the_whole_batch():
     assert min(moved["table"], moved["heads"], moved["to_posterior"]) > 1e-4
 
 
+def test_a_step_that_is_left_out_changes_nothing_and_the_others_are_as_without_the_setting():
+    settings = config.Config(loss=config.Loss(kl=0.3, classify=0.5, gap=0.7, kl_zero=0.0))
+    skipping = dataclasses.replace(settings, train=config.Train(on_nan="skip"))
+    graphdef, params = nnx.split(Toy())
+    params, optimizer = jax.tree.map(np.asarray, nnx.to_pure_dict(params)), optax.adam(0.1)
+    batch = random_batch(1, 8)
+
+    def after(settings, params):
+        state = {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(4)}
+        step = train.make_train_step(settings, graphdef, optimizer, train.Keys.of(0).steps)
+        return jax.device_get(step(jax.tree.map(jnp.array, state), batch))
+
+    (plain, named), (same, named_too) = after(settings, params), after(skipping, params)
+    assert not named_too.pop("skipped")
+    assert_equal_trees((plain, named), (same, named_too))
+    for wrong in (np.nan, np.inf, 1e7):
+        params["table"][0, 0] = wrong
+        state, named = after(skipping, params)
+        assert named["skipped"] and state["step"] == 5
+        assert_equal_trees(state["params"], params)
+        assert all((leaf == 0).all() for leaf in jax.tree.leaves(state["opt_state"]))
+
+
 def test_micro_batches_draw_different_noise():
     batch = random_batch(1, 4)
     twice = {name: np.concatenate([array, array]) for name, array in batch.items()}
