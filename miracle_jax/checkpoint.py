@@ -29,6 +29,9 @@ from miracle_jax.errors import UserError, first_line
 
 log = logging.getLogger("miracle_jax")
 
+# Orbax logs the traceback of every thread that could not write. The error itself reaches us, who say it in a sentence.
+logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and "orbax" in record.pathname))
+
 CHECKSUMS = "checksums.json"
 OF_ORBAX = ("_CHECKPOINT_METADATA", "commit_success.txt")
 """Files that Orbax writes after the checksums are made. They say when it did, and are not read."""
