@@ -464,7 +464,7 @@ def test_a_step_that_is_left_out_changes_nothing_and_the_others_are_as_without_t
     settings = config.Config(loss=config.Loss(kl=0.3, classify=0.5, gap=0.7, kl_zero=0.0))
     skipping = dataclasses.replace(settings, train=config.Train(on_nan="skip"))
     graphdef, params = nnx.split(Toy())
-    params, optimizer = jax.tree.map(np.asarray, nnx.to_pure_dict(params)), optax.adam(0.1)
+    params, optimizer = jax.tree.map(np.array, nnx.to_pure_dict(params)), optax.adam(0.1)
     batch = random_batch(1, 8)
 
     def after(settings, params):
