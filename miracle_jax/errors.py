@@ -45,17 +45,22 @@ def one_sentence():
             with preemption.watched(), _compiling() if "jax" in sys.modules else contextlib.nullcontext():
                 yield
         except preemption.Preempted as stop:
-            print(f"{stop}; run the same command again to go on", file=sys.stderr)
-            raise SystemExit(preemption.PREEMPTED) from None
+            _end(preemption.PREEMPTED, "", f"{stop}; run the same command again to go on")
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
+            _end(2, "error: ", str(error))
         except OSError as error:  # a full disk, a folder without permission
-            print(f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
-            raise SystemExit(2) from None
+            _end(2, "error: ", f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            raise SystemExit(130) from None
+            _end(130, "", "interrupted")
+
+
+def _end(status: int, kind: str, sentence: str):
+    print(kind + sentence, file=sys.stderr)
+    if "jax" in sys.modules:
+        from miracle_jax import cluster
+
+        cluster.leave(status, sentence)
+    raise SystemExit(status) from None
 
 
 @contextlib.contextmanager

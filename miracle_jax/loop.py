@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 import jax
 import numpy as np
 
-from miracle_jax import goodput, preemption
+from miracle_jax import goodput, mesh, preemption
 from miracle_jax.checkpoint import Checkpoints
 from miracle_jax.config import Train
 from miracle_jax.errors import UserError
@@ -63,7 +63,7 @@ def of_batches(function: Callable, batches: Iterable) -> list:
         results.append(function(batch))
         jax.block_until_ready(results[-2:][0])
         preemption.check()
-    return jax.device_get(results)
+    return mesh.fetch(results)
 
 
 def take_steps(

@@ -12,6 +12,7 @@ which may be compiling for minutes.
 import contextlib
 import os
 import signal
+import sys
 import threading
 
 PREEMPTED = 75
@@ -61,6 +62,8 @@ def _listen(reader: int) -> None:
                 os._exit(128 + signal.SIGTERM)
             if not _State.deferring:
                 os.write(2, b"SIGTERM: ended, with nothing to save; run the same command again\n")
+                if "miracle_jax.cluster" in sys.modules:
+                    sys.modules["miracle_jax.cluster"].leave(PREEMPTED, "SIGTERM")
                 os._exit(PREEMPTED)
             _State.noted.set()
             os.write(2, b"SIGTERM: saving and ending; a second one ends at once\n")

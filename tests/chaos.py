@@ -1,12 +1,13 @@
 """Ends trainings at random moments, spoils checkpoints, and compares what comes out with an undisturbed training.
 
-    python -m tests.chaos --runs 20 [--seed 0]
+    python -m tests.chaos --runs 20 [--processes 2] [--seed 0]
 
 Every run is the real command on tests/micro.py. It is ended one to three times, by SIGKILL or SIGTERM, while it starts,
 in a step, while a checkpoint is being written, as a validation begins or in stage 2, and started again each time; in
-every third run its newest checkpoint is damaged before that. In the end its parameters, its optimizer's state and
-model.json have to be those of the undisturbed run, to the bit. Exits with status 1 if they are not, or if a process
-ended with another status than it should.
+every third run its newest checkpoint is damaged before that. Of several processes one gets the signal, and the others
+have to end by themselves. In the end its parameters, its optimizer's state and model.json have to be those of the
+undisturbed run, to the bit. Exits with status 1 if they are not, or if a process ended with another status than it
+should.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import os
 import random
 import re
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -38,6 +40,12 @@ PATIENCE = 240.0
 """Seconds that a process may take."""
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 class Failure(Exception):
     """What should not have happened."""
 
@@ -49,8 +57,10 @@ class Ending:
     signal: signal.Signals
     moment: str
     status: int
+    others: list[int]
+    """The statuses of the processes that got no signal."""
     seconds: float
-    """From the signal to the exit."""
+    """From the signal to the exit of the last process."""
     step: int
     """The last one that it logged."""
 
@@ -71,9 +81,10 @@ class Tally:
 
 
 class Training:
-    """A training by the real command, which can be ended and started again."""
+    """A training by the real command, in one process or several, which can be ended and started again."""
 
-    def __init__(self, folder: Path, flags: list[str], cache: Path):
+    def __init__(self, folder: Path, flags: list[str], cache: Path, number: int):
+        self.number, self.processes = number, []
         self.run = micro.Run(folder / "run", [*flags, *FLAGS])
         folder.mkdir()
         self.log = folder / "output.txt"
@@ -81,22 +92,35 @@ class Training:
             "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }  # fmt: skip
-        self.process = None
         self.began = 0.0
 
     def start(self) -> None:
-        self.began = time.monotonic()
+        self.began, coordinator = time.monotonic(), f"127.0.0.1:{free_port()}"
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                self.run.command, cwd=micro.ROOT, env=self.environment, stdout=log, stderr=subprocess.STDOUT
-            )
+            for i in range(self.number):
+                place = ["--coordinator", coordinator, "--processes", str(self.number), "--process", str(i)]
+                command = [*self.run.command, *(place if self.number > 1 else [])]
+                self.processes.append(
+                    subprocess.Popen(command, cwd=micro.ROOT, env=self.environment, stdout=log, stderr=log)
+                )
 
     def running(self) -> bool:
         if time.monotonic() - self.began > PATIENCE:
-            self.process.kill()
+            self.kill()
             raise Failure(f"hung:\n{self.said()}")
         time.sleep(0.002)
-        return self.process.poll() is None
+        return any(process.poll() is None for process in self.processes)
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+        self.ended()
+
+    def ended(self) -> list[int]:
+        """Waits for all processes; their statuses."""
+        statuses = [process.wait(PATIENCE) for process in self.processes]
+        self.processes.clear()
+        return statuses
 
     def said(self) -> str:
         return self.log.read_text(errors="replace")
@@ -155,16 +179,17 @@ class Training:
             if moment == "stage 2" and f"validation at step {STEPS}" in self.said():
                 time.sleep(delay)
                 break
-        began = time.monotonic()
-        self.process.send_signal(how)
-        status = self.process.wait(PATIENCE)
-        return Ending(how, moment, status, time.monotonic() - began, self.step())
+        began, which = time.monotonic(), draw.randrange(self.number)
+        self.processes[which].send_signal(how)
+        statuses = self.ended()
+        others = statuses[:which] + statuses[which + 1 :]
+        return Ending(how, moment, statuses[which], others, time.monotonic() - began, self.step())
 
     def finish(self) -> None:
         while self.running():
             pass
-        if self.process.returncode:
-            raise Failure(f"status {self.process.returncode}:\n{self.said()}")
+        if any(statuses := self.ended()):
+            raise Failure(f"statuses {statuses}:\n{self.said()}")
 
 
 def allowed(ending: Ending) -> bool:
@@ -172,8 +197,10 @@ def allowed(ending: Ending) -> bool:
     if ending.status == 0:
         return True
     if ending.signal == signal.SIGKILL:
-        return ending.status == -signal.SIGKILL
-    return ending.status == 75 or (ending.moment == "start" and ending.status == -signal.SIGTERM)
+        return ending.status == -signal.SIGKILL and all(ending.others)
+    if ending.moment == "start" and ending.status == -signal.SIGTERM:
+        return True
+    return ending.status == 75 and all(status == 75 for status in ending.others)
 
 
 def spoil(checkpoint: Path, draw: random.Random) -> str:
@@ -252,7 +279,8 @@ def disturbed(number: int, training: Training, kills: int, draw: random.Random, 
             look()
         ending = training.end(draw.choice((signal.SIGKILL, signal.SIGTERM)), moment, draw, usual_start)
         tally.endings.append(ending)
-        text = f"{ending.signal.name} in {ending.moment} at step {ending.step}, status {ending.status}"
+        statuses = " ".join(map(str, [ending.status, *ending.others]))
+        text = f"{ending.signal.name} in {ending.moment} at step {ending.step}, status {statuses}"
         print(f"run {number}: {text}, {ending.seconds:.2f} s", flush=True)
         if not allowed(ending):
             raise Failure(training.said())
@@ -276,6 +304,7 @@ def share_of_goodput(training: Training) -> float:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m tests.chaos", description=__doc__.partition("\n")[0])
     parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     draw, tally = random.Random(options.seed), Tally()
@@ -284,7 +313,7 @@ def main(argv: list[str] | None = None) -> None:
         flags = micro.write_corpus(folder)
 
         # ---- Undisturbed
-        undisturbed = Training(folder / "undisturbed", flags, folder / "cache")
+        undisturbed = Training(folder / "undisturbed", flags, folder / "cache", options.processes)
         undisturbed.start()
         cold = [undisturbed.to_first_step()]
         undisturbed.finish()
@@ -293,7 +322,7 @@ def main(argv: list[str] | None = None) -> None:
         # ---- Disturbed
         usual_start = 10.0
         for number in range(options.runs):
-            training = Training(folder / str(number), flags, folder / "cache")
+            training = Training(folder / str(number), flags, folder / "cache", options.processes)
             kills = draw.randint(1, 3) if options.runs > 3 else 1
             disturbed(number, training, kills, draw, usual_start, tally)
             usual_start = statistics.median(tally.to_first_step) if tally.to_first_step else usual_start
@@ -305,15 +334,15 @@ def main(argv: list[str] | None = None) -> None:
 
         # ---- With an empty compilation cache
         for number in range(2 if options.runs > 3 else 0):
-            training = Training(folder / f"cold-{number}", flags, folder / f"cache-{number}")
+            training = Training(folder / f"cold-{number}", flags, folder / f"cache-{number}", options.processes)
             training.start()
             cold.append(training.to_first_step())
-            training.process.kill()
-            training.process.wait()
+            training.kill()
 
     # ---- Figures
-    terms = [e.seconds for e in tally.endings if e.signal == signal.SIGTERM and e.status == 75]
     kills = [e for e in tally.endings if e.status]
+    terms = [e.seconds for e in kills if e.status == 75]
+    alone = [e.seconds for e in kills if e.status == -signal.SIGKILL and e.others]
     starts = [seconds for seconds in tally.to_first_step if seconds == seconds]
     moments = ", ".join(f"{sum(e.moment == m for e in kills)} in {m}" for m in MOMENTS)
     by_signal = ", ".join(
@@ -327,6 +356,7 @@ def main(argv: list[str] | None = None) -> None:
 | newest checkpoint damaged before a start, noticed and passed over | {tally.damaged} |
 | largest difference of a parameter or the optimizer's state | {tally.difference:g} |
 | seconds from SIGTERM to exit (status 75), median and largest | {middle(terms)} |
+| seconds from SIGKILL of one process to the exit of the others, median and largest | {middle(alone)} |
 | seconds from start to the first resumed step, warm compilation cache | {middle(starts)} |
 | the same from the beginning with an empty compilation cache | {middle(cold)} |
 | steps lost at SIGKILL, median and largest; a checkpoint is due every {SAVE_EVERY} | {middle(tally.lost, 0)} |

@@ -148,8 +148,7 @@ def test_a_checkpoint_of_eight_devices_goes_on_on_one_two_or_four(tmp_path):
     def on(number):
         """(devices, shardings, step) for so many devices, half of them along `fsdp` where there is more than one."""
         layout = config.Mesh(fsdp=max(number // 2, 1), shard_above_mb=0.001)
-        shape = [number // layout.fsdp, layout.fsdp] + [1] * (len(mesh.make(layout).axis_names) - 2)
-        devices = Mesh(np.array(jax.devices()[:number]).reshape(shape), mesh.make(config.Mesh()).axis_names)
+        devices = Mesh(np.array(jax.devices()[:number]).reshape(-1, layout.fsdp, 1), mesh.AXES)
         shardings = mesh.parameter_shardings(state, devices, layout)
         return devices, shardings, make_train_step(ALWAYS_KL, graphdef, optimizer, Keys.of(0).steps, shardings)
 
