@@ -22,9 +22,8 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
-from miracle_jax import storage
+from miracle_jax import cluster, storage
 from miracle_jax.errors import UserError, first_line
 
 log = logging.getLogger("miracle_jax")
@@ -52,8 +51,7 @@ class Checkpoints:
         self.folder, self._keep = _absolute(workdir) / "checkpoints", keep
         self.folder.mkdir(parents=True, exist_ok=True)
         self._saving: tuple[int, float | None] | None = None
-        self._first = jax.process_index() == 0
-        if self._first:
+        if cluster.first():
             for path in self.folder.iterdir():
                 if UNFINISHED in path.name or path.name.startswith(DELETED):  # of a process that was killed
                     shutil.rmtree(path, ignore_errors=True)
@@ -71,7 +69,7 @@ class Checkpoints:
     def set_score(self, step: int, score: float) -> None:
         """Gives a checkpoint, which may still be being written, its validation score."""
         self.finish()
-        if self._first:
+        if cluster.first():
             path = self.folder / str(step)
             _write_json(path / CHECKSUMS, _checksums(path) | {"score": score})
 
@@ -89,7 +87,7 @@ class Checkpoints:
         """Waits until everything saved is on disk, and deletes what need not be kept."""
         with storage.disk_errors("the checkpoint"):
             self._writer.wait_until_finished()
-        if self._first:
+        if cluster.first():
             kept = set(self.steps()[-self._keep :]) | set(self._by_score()[:1])
             for step in set(self.steps()) - kept:
                 deleted = self.folder / f"{DELETED}{step}"
@@ -131,7 +129,7 @@ class Checkpoints:
         """The first of these steps whose checkpoint is whole, in all processes; the damaged ones before it are set
         aside."""
         found, problems = -1, {}
-        if self._first:
+        if cluster.first():
             for step in candidates:
                 if not (problem := damage(self.folder / str(step))):
                     found = step
@@ -141,8 +139,7 @@ class Checkpoints:
                 found = -2
             elif found >= 0:
                 self._set_aside(problems, found)
-        found = int(multihost_utils.broadcast_one_to_all(np.int32(found))) if jax.process_count() > 1 else found
-        if found == -2:
+        if (found := cluster.tell(found)) == -2:
             listed = "".join(f"\n  {self.folder}/{step}: {problem}" for step, problem in problems.items())
             raise UserError(
                 f"no checkpoint in {self.folder} can be read:{listed}\nRestore one from a copy, delete the folder to "
@@ -215,7 +212,7 @@ def save_model(workdir: str | Path, model: Any, facts: dict) -> None:
     folder = _absolute(workdir) / "model"
     with storage.disk_errors("the model"), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder, model, force=True)
-    if jax.process_index() == 0:
+    if cluster.first():
         with storage.replacing(Path(workdir) / "model.json") as file:
             file.write(json.dumps(facts, indent=2).encode())
 

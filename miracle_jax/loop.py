@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 import jax
 import numpy as np
 
-from miracle_jax import goodput, mesh, preemption
+from miracle_jax import cluster, goodput, mesh, preemption
 from miracle_jax.checkpoint import Checkpoints
 from miracle_jax.config import Train
 from miracle_jax.errors import UserError
@@ -152,7 +152,7 @@ def take_steps(
                 report.compiled(shape)
                 report.progress(step)
                 # The first process's clock decides when all save.
-                old = jax.process_index() == 0 and 0 < settings.save_minutes * 60 <= time.monotonic() - saved_at
+                old = cluster.first() and 0 < settings.save_minutes * 60 <= time.monotonic() - saved_at
                 saved_at = time.monotonic() if old else saved_at
                 stop, old = preemption.agreed(old)
                 last = step == report.total
