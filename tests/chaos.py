@@ -5,9 +5,9 @@
 Every run is the real command on tests/micro.py. It is ended one to three times, by SIGKILL or SIGTERM, while it starts,
 in a step, while a checkpoint is being written, as a validation begins or in stage 2, and started again each time; in
 every third run its newest checkpoint is damaged before that. Of several processes one gets the signal, all only while
-they start, and the others have to end by themselves. In the end its parameters, its optimizer's state and model.json have to be those of the
-undisturbed run, to the bit. Exits with status 1 if they are not, or if a process ended with another status than it
-should.
+they start, and the others have to end by themselves. In the end its parameters, its optimizer's state and model.json
+have to be those of the undisturbed run, to the bit. Exits with status 1 if they are not, or if a process ended with
+another status than it should.
 """
 
 import argparse
