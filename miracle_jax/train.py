@@ -420,9 +420,9 @@ def read_command(command: str, doc: str, argv: list[str] | None = None) -> tuple
     return config, workdir
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     with one_sentence():
-        argv = cluster.join(None)
+        argv = cluster.join(argv)
         train(*read_command("python -m miracle_jax.train", __doc__, argv))
 
 
