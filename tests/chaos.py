@@ -223,10 +223,19 @@ def spoil(checkpoint: Path, draw: random.Random) -> str:
 
 def parameters(training: Training) -> dict:
     """All that a training leaves: the model and the last state."""
+    import jax
     import orbax.checkpoint as ocp
 
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with ocp.StandardCheckpointer() as reader:
-        return {part: reader.restore(training.run.workdir / part) for part in ("model", f"checkpoints/{STEPS}")}
+
+        def read(path):
+            def shape(stored):
+                return jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=here)
+
+            return reader.restore(path, jax.tree.map(shape, reader.metadata(path).item_metadata.tree))
+
+        return {part: read(training.run.workdir / part) for part in ("model", f"checkpoints/{STEPS}")}
 
 
 def largest_difference(one: dict, other: dict) -> float:
@@ -264,7 +273,7 @@ def disturbed(number: int, training: Training, kills: int, draw: random.Random, 
             tally.to_first_step.append(training.to_first_step())
         lost = max(ended.step - start, 0)
         tally.repeated += lost
-        if damage and (start >= newest or "is damaged" not in training.said()):
+        if damage and (start >= newest or not (training.run.workdir / f"checkpoints/damaged-{newest}").exists()):
             raise Failure(f"{damage} was not noticed:\n{training.said()}")
         if ended.signal == signal.SIGKILL and not damage:
             tally.lost.append(lost)
