@@ -32,6 +32,9 @@ The files, in the order in which a sentence travels:
     compiled.py      what JAX compiles is kept and told
     checkpoint.py    what is saved, and how
     report.py        what a run tells
+    goodput.py       where its time goes
+    preemption.py    SIGTERM
+    loop.py          steps, checkpoints, and what can go wrong with them
     stages.py        before and after the CVAE: latents alone
     train.py         the training                                       python -m miracle_jax.train
     model.py         load(workdir): a model to talk to

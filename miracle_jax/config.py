@@ -193,6 +193,11 @@ class Train:
     log_every: int = 50
     eval_every: int = 500
     save_every: int = 500
+    save_minutes: float = 10.0
+    """A checkpoint is also written when the last one is as old as this. 0: only every `save_every` steps."""
+    on_nan: Literal["stop", "skip", "restore"] = "stop"
+    """When a loss or the gradient becomes NaN, infinite or larger than 1e6. skip: that step changes nothing. restore:
+    back to the last checkpoint, and on with the step after the bad one. Either gives up after ten times in a row."""
     keep: int = 2
     """Newest checkpoints kept, beside the best by validation."""
     tensorboard: bool = False
@@ -258,7 +263,10 @@ class Mesh:
     """How arrays are laid out over devices."""
 
     fsdp: int = 1
-    """Devices over which each large parameter is split; the others hold copies. Must divide the device count."""
+    """Devices over which each large parameter is split, as is the batch; they gather it where it is needed."""
+    model: int = 1
+    """Devices over which large matrices are split and multiplied in parts; they see the same part of the batch. fsdp
+    times model must divide the device count: the batch is also split over the rest, where all parameters are copied."""
     shard_above_mb: float = 4.0
     """Smaller parameters are copied to every device."""
 
@@ -410,10 +418,11 @@ _LIMITS = (
         encoder.segments encoder.vocab_size encoder.width encoder.depth encoder.heads encoder.mlp encoder.max_positions
         decoder.vocab_size decoder.width decoder.depth decoder.heads decoder.mlp decoder.max_positions
         latent.size latent.hidden loss.kl_period train.batch_size train.log_every train.eval_every train.save_every
-        train.latent_batch_size train.keep sample.max_steps sample.langevin_steps sample.batch_size mesh.fsdp"""),
+        train.latent_batch_size train.keep sample.max_steps sample.langevin_steps sample.batch_size mesh.fsdp
+        mesh.model"""),
     ("at least 0", lambda x: x >= 0, """
         encoder.init_std decoder.init_std loss.reconstruct loss.kl loss.kl_floor loss.classify loss.gap train.steps
-        train.latent_steps decoder.lora_rank decoder.context_tokens
+        train.latent_steps train.save_minutes decoder.lora_rank decoder.context_tokens
         train.weight_decay train.refit_epochs sample.fixed_steps sample.langevin_step sample.langevin_temperature
         sample.weight decode.batch_size decode.temperature mesh.shard_above_mb"""),
     ("above 0", lambda x: x > 0, """

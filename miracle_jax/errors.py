@@ -6,6 +6,8 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from miracle_jax import preemption
+
 SHOWN = 20
 """Problems that a message lists; the others are counted."""
 
@@ -31,7 +33,8 @@ def refuse(problems: Sequence[str], sentence: str) -> None:
 
 @contextlib.contextmanager
 def one_sentence():
-    """For entry points: prints a UserError as `error: ...` and exits with status 2; Ctrl-C exits with 130.
+    """For entry points: prints a UserError as `error: ...` and exits with status 2; Ctrl-C exits with 130, SIGTERM with
+    75 (see preemption.py).
 
     What the package warns of becomes `warning: ...`, without the place in our code that the default formats show.
     In those that compute, what JAX compiles is kept for the next time; if it took long, they end by saying so.
@@ -39,17 +42,25 @@ def one_sentence():
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     with _plain_log():
         try:
-            with _compiling() if "jax" in sys.modules else contextlib.nullcontext():
+            with preemption.watched(), _compiling() if "jax" in sys.modules else contextlib.nullcontext():
                 yield
+        except preemption.Preempted as stop:
+            _end(preemption.PREEMPTED, "", f"{stop}; run the same command again to go on")
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
+            _end(2, "error: ", str(error))
         except OSError as error:  # a full disk, a folder without permission
-            print(f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
-            raise SystemExit(2) from None
+            _end(2, "error: ", f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            raise SystemExit(130) from None
+            _end(130, "", "interrupted")
+
+
+def _end(status: int, kind: str, sentence: str):
+    print(kind + sentence, file=sys.stderr)
+    if "jax" in sys.modules:
+        from miracle_jax import cluster
+
+        cluster.leave(status, sentence)
+    raise SystemExit(status) from None
 
 
 @contextlib.contextmanager

@@ -19,6 +19,9 @@ from miracle_jax.decoder import LmHead
 from miracle_jax.latent import Gaussian
 from miracle_jax.latent import kl as gaussian_kl
 
+LARGEST = 1e6
+"""A loss or gradient norm beyond it means nothing: nats a token are below 20, a KL divergence in the hundreds."""
+
 
 class Counts(NamedTuple):
     """Over one optimizer step, all micro-batches and processes together."""
@@ -210,3 +213,8 @@ def weighted_sum(named: dict[str, Float[Array, ""]], loss: config.Loss, cycle: F
     """The training objective (Eq. 6): every part by its weight, the KL also by the cycle."""
     factors = {"reconstruct": loss.reconstruct, "kl": loss.kl * cycle, "classify": loss.classify, "gap": loss.gap}
     return sum(factors[name] * value for name, value in named.items())
+
+
+def sound(named: dict[str, Float[Array, ""]]) -> Bool[Array, ""]:
+    """Whether no value is NaN, infinite or beyond LARGEST."""
+    return jnp.all(jnp.abs(jnp.stack(list(named.values()))) <= LARGEST)

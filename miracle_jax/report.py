@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from miracle_jax import compiled, config, storage
+from miracle_jax import compiled, config, goodput, storage
 from miracle_jax.errors import UserError
 
 
@@ -34,11 +34,13 @@ class Report:
         self.trackers = self._trackers(Path(workdir), settings) if self.first else []
 
     def _forget_after(self, step: int) -> None:
-        """Drops what a stopped run logged after its last checkpoint: those steps run again."""
+        """Drops what a stopped run logged after its last checkpoint, but for the time spent: those steps run again."""
         if self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if _logged_by(line, step)]
-            with storage.replacing(self.path) as file:
-                file.write("".join(line + "\n" for line in kept).encode())
+            rows = [_row(line) for line in self.path.read_text(errors="replace").splitlines()]
+            rows = [goodput.repeated(row, step) if row.get("split") == goodput.SPLIT else row for row in rows]
+            kept = [row for row in rows if row.get("step", math.inf) <= step]
+            with storage.disk_errors(str(self.path)), storage.replacing(self.path) as file:
+                file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
 
     def _trackers(self, workdir: Path, settings: config.Train) -> list:
         trackers = []
@@ -60,8 +62,8 @@ class Report:
             self.bar.update(step - self.last_progress)
         self.last_progress = step
 
-    def training(self, step: int, values: dict[str, float]) -> None:
-        """One log interval of stage 1: the mean losses since the last one, and the speed."""
+    def training(self, step: int, values: dict[str, float]) -> float:
+        """One log interval of stage 1: the mean losses since the last one, and the speed. Returns its seconds."""
         before, then = self.last
         now = time.perf_counter()
         rate = (step - before) / max(now - then, 1e-9)
@@ -73,6 +75,7 @@ class Report:
             left = datetime.timedelta(seconds=round((self.total - step) / rate))
             self.say(f"step {step}/{self.total}  {shown}  {rate * self.batch_size:.0f} examples/s  ETA {left}")
         self.write("train", step, values | {"examples_per_second": rate * self.batch_size})
+        return now - then
 
     def pause(self) -> float:
         """Start of something that must not count as training time; hand the result to `resume`."""
@@ -92,11 +95,11 @@ class Report:
                 self.say(f"{program.name}{of} {how} in {program.seconds:.1f} s")
 
     def write(self, split: str, step: int, values: dict[str, float]) -> None:
-        """Appends a line to metrics.jsonl and feeds the trackers."""
-        if not self.first:
+        """Appends a line to metrics.jsonl and feeds the trackers; nothing if there are no values."""
+        if not self.first or not values:
             return
         line = json.dumps({"step": step, "split": split} | values)
-        with self.path.open("a") as file:
+        with storage.disk_errors(str(self.path)), self.path.open("a") as file:
             file.write(line + "\n")
         for track in self.trackers:
             track(step, {f"{split}/{name}": value for name, value in values.items()})
@@ -155,23 +158,13 @@ def training_seconds(metrics: Path, batch_size: int) -> float:
     return float(np.sum(steps * batch_size / [row["examples_per_second"] for row in rows]))
 
 
-def finite(values: dict[str, float], step: int) -> dict[str, float]:
-    """values, unless one is NaN or infinite: then a UserError with its name and the step."""
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise UserError(
-                f"{name} became {value} at step {step}; the last checkpoint is intact. Lower --train.learning-rate, or "
-                "look for unusual lines in the data"
-            )
-    return values
-
-
-def _logged_by(line: str, step: int) -> bool:
-    """Whether a line of metrics.jsonl is whole and belongs to a step that is kept."""
+def _row(line: str) -> dict:
+    """A line of metrics.jsonl; {} for one that is not whole."""
     try:
-        return json.loads(line)["step"] <= step
-    except (json.JSONDecodeError, KeyError):
-        return False
+        row = json.loads(line)
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) else {}
 
 
 def _optional(module: str, flag: str, extra: str):

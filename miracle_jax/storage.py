@@ -1,10 +1,13 @@
 """Folders that are built once and are whole or absent, on a local disk or in a bucket."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -15,6 +18,11 @@ from etils import epath
 
 from miracle_jax import config
 from miracle_jax.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 SHIPPED = ("mini",)
 """Trained models in the package. A folder of the same name is `./mini`."""
@@ -68,6 +76,51 @@ def replacing(path: str | Path):
         os.replace(part, path)
     except BaseException:
         os.unlink(part)
+        raise
+
+
+@contextlib.contextmanager
+def locked(folder: Path):
+    """The folder, made if need be, belongs to this process while the block runs. Raises UserError when it belongs to
+    another. The lock is the operating system's: it ends with the process, however that ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as file:
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                file.seek(0)
+                holder = file.read() or "another process"
+                raise UserError(
+                    f"{folder} is in use by {holder}; wait for its end, or give another --workdir"
+                ) from None
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # file systems that know no locks
+                raise
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+NO_ROOM = re.compile("No space left on device|Disk quota exceeded|File too large|Read-only file system", re.IGNORECASE)
+"""What the operating system says, also by way of Orbax's storage, which raises no OSError."""
+
+
+@contextlib.contextmanager
+def disk_errors(what: str):
+    """Turns a full or read-only disk, and a quota that is used up, into a sentence. what: is written in the block."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        if said := NO_ROOM.search(str(error)):
+            raise UserError(
+                f"{what} could not be written: {said[0]}; earlier checkpoints are intact; free some space, or make the "
+                "folder writable, and run the same command again"
+            ) from error
         raise
 
 

@@ -8,6 +8,7 @@ The same command again resumes, and a resumed run equals an uninterrupted one bi
     python -m miracle_jax.train --config configs/tiny.py --workdir runs/tiny [--train.steps 500 ...]
 """
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -22,23 +23,24 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Key
 
-from miracle_jax import checkpoint, dataset, losses, mesh, pipeline, pretrained, storage
+from miracle_jax import checkpoint, cluster, dataset, goodput, losses, mesh, pipeline, pretrained, storage
 from miracle_jax.command_line import read_config
-from miracle_jax.config import Config, Train, load_run, local_folder, to_dict
+from miracle_jax.config import Config, load_run, local_folder, to_dict
 from miracle_jax.cvae import Miracle, check_device, join, split
 from miracle_jax.errors import UserError, one_sentence
-from miracle_jax.examples import FIELDS
 from miracle_jax.hub import absolute
 from miracle_jax.latent import Heads
 from miracle_jax.latent import kl as gaussian_kl
-from miracle_jax.report import Report, finite
+from miracle_jax.loop import of_batches, take_steps
+from miracle_jax.report import Report
 from miracle_jax.stages import encoder_means, head_accuracy, prior_means, refit, warm_up
 from miracle_jax.tokenizers import Tokenizers
 
 # What may differ between a run and its resumption: nothing that changes a parameter or what was learned from.
 # (The data have a key of their own, made from their content: where they are found does not matter.)
 FREE_TO_CHANGE = ("sample", "decode", "mesh", "data.train", "data.validation", "data.schema", "data.frozen",
-                  "data.cache", "train.log_every", "train.keep", "train.tensorboard", "train.trackio")  # fmt: skip
+                  "data.cache", "train.log_every", "train.save_minutes", "train.on_nan", "train.keep",
+                  "train.tensorboard", "train.trackio")  # fmt: skip
 
 
 def make_optimizer(config: Config, steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -105,7 +107,12 @@ def make_train_step(config: Config, graphdef, optimizer, key, shardings=None):
             (gradients, named), _ = jax.lax.scan(add, zeros, (batch, keys))
         named["gradient_norm"] = optax.tree.norm(gradients)
         updates, opt_state = optimizer.update(gradients, state["opt_state"], params)
-        return {"params": optax.apply_updates(params, updates), "opt_state": opt_state, "step": step + 1}, named
+        new = {"params": optax.apply_updates(params, updates), "opt_state": opt_state, "step": step + 1}
+        if config.train.on_nan == "skip":
+            good = losses.sound(named)
+            new = jax.tree.map(partial(jnp.where, good), new, state | {"step": step + 1})
+            named["skipped"] = ~good
+        return new, named
 
     return train_step
 
@@ -148,8 +155,8 @@ def validate(validation_step, params, batches, config: Config, names: tuple[str,
     """Losses on the validation set: reconstruction (nats a token) from posterior and prior mean, KL raw and floored
     (nats an instance), classification of the prior mean (nats a label), accuracy per attribute, and `score`, by which
     the best checkpoint is chosen: prior reconstruction + loss.classify x classification."""
-    sums = [validation_step(params, batch) for batch in batches]
-    total = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *jax.device_get(sums))
+    sums = of_batches(partial(validation_step, params), batches)
+    total = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *sums)
     per = {"reconstruct_posterior": "tokens", "reconstruct_prior": "tokens", "classify": "labels",
            "kl_raw": "instances", "kl_floored": "instances"}  # fmt: skip
     values = {name: float(total[name] / max(total[count], 1.0)) for name, count in per.items() if name in total}
@@ -199,6 +206,8 @@ def start_run(config: Config, workdir: Path, corpus, control: str | None = None)
             raise UserError(
                 f"{workdir} holds a run on other data; restore the files to resume it, or give another --workdir"
             )
+    if not cluster.first():
+        return
     corpus.tokenizers.save(workdir / "tokenizers")
     corpus.schema.save(workdir / "schema.toml")
     with storage.replacing(path) as file:
@@ -219,6 +228,13 @@ def _differences(old: dict, new: dict, prefix: str = "") -> dict:
 def train(config: Config, workdir: str | Path) -> dict:
     """Runs or resumes a whole training run and returns what model.json holds."""
     workdir = run_folder(workdir)
+    with contextlib.ExitStack() as held:
+        return _train(config, workdir, held)
+
+
+def _train(config: Config, workdir: Path, held: contextlib.ExitStack) -> dict:
+    """held: keeps the folder locked until the end."""
+    ledger = goodput.Ledger()
     finished = workdir / "model.json"
     resumed = (workdir / "config.json").exists()  # written last: a run without it has not begun
     config = pretrained.resolve(config, load_run(workdir) if resumed else None)
@@ -226,18 +242,19 @@ def train(config: Config, workdir: str | Path) -> dict:
     check_device(config)
 
     # ---- Data
-    corpus = pipeline.prepare(config, Tokenizers.load(workdir / "tokenizers") if resumed else None)
+    tokenizers = Tokenizers.load(workdir / "tokenizers") if resumed else None
+    corpus = cluster.one_first(lambda: pipeline.prepare(config, tokenizers))
     devices = mesh.make(config.mesh)
-    here = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     micro_batch = config.train.batch_size // config.train.accumulate
     mesh.check_batch(micro_batch, devices, "train.batch_size / train.accumulate")
+    own = mesh.own_rows(micro_batch, devices)
 
     def in_order(examples, columns=None):
-        for batch in pipeline.evaluation_batches(examples, config.data.buckets, micro_batch, **here, columns=columns):
+        for batch in pipeline.evaluation_batches(examples, config.data.buckets, micro_batch, own, columns):
             yield mesh.put_batch(batch, devices, batch_axis=0)
 
     batches = pipeline.Batches(
-        corpus.train, config.data.buckets, config.train.batch_size, config.train.accumulate, config.seed, **here
+        corpus.train, config.data.buckets, config.train.batch_size, config.train.accumulate, config.seed, own
     )
     steps = config.train.steps or max(round(config.train.epochs * batches.steps_per_epoch), 1)
 
@@ -250,13 +267,16 @@ def train(config: Config, workdir: str | Path) -> dict:
     def random():
         return nnx.to_pure_dict(nnx.state(Miracle(config, sizes, nnx.Rngs(keys.init))))
 
-    start_run(config, workdir, corpus)
+    if cluster.first():
+        held.enter_context(storage.locked(workdir))
+    cluster.one_first(lambda: start_run(config, workdir, corpus))
     if finished.exists():
         print(f"{workdir} is finished; python -m miracle_jax.generate {workdir} talks to it", flush=True)
         return json.loads(finished.read_text())
 
     # ---- Start
-    manager, state, frozen, abstract = starting_point(config, workdir, random, optimizer, devices)
+    with ledger.of("restore"):
+        checkpoints, state, frozen, abstract = starting_point(config, workdir, random, optimizer, devices)
     start = int(state["step"])
     number = sum(leaf.size for leaf in jax.tree.leaves(state["params"]))
     print(
@@ -266,6 +286,7 @@ def train(config: Config, workdir: str | Path) -> dict:
     )
 
     # ---- Frozen encoders read every text once; the latents warm up on that
+    ledger.open("heads")
     columns = {"train": None, "validation": None}
     if config.encoder.frozen:
         params = join(state["params"], frozen)
@@ -274,8 +295,9 @@ def train(config: Config, workdir: str | Path) -> dict:
         batches.columns = columns["train"]
     if config.train.latent_steps and not start:
         began = time.perf_counter()
-        data = columns["train"] | {"labels": corpus.train.labels}
-        state["params"] = warm_up(config, graphdef, state["params"], frozen, data, keys.warm_up)
+        data = mesh.place(columns["train"] | {"labels": corpus.train.labels}, mesh.replicated(devices))
+        warm = warm_up(config, graphdef, state["params"], frozen, data, keys.warm_up)
+        state["params"] = jax.device_put(warm, jax.tree.map(lambda leaf: leaf.sharding, abstract["params"]))
         jax.block_until_ready(state["params"])
         took = time.perf_counter() - began
         print(f"{config.train.latent_steps} steps on latents alone took {took:.0f} s", flush=True)
@@ -289,15 +311,18 @@ def train(config: Config, workdir: str | Path) -> dict:
     def score(params):
         return validate(validation_step, join(params, frozen), validation, config, names)
 
+    def stream(start):
+        return (mesh.put_batch(batch, devices, batch_axis=1) for batch in batches.stream(start))
+
     report = Report(workdir, config.train, start, steps)
-    stream = (mesh.put_batch(batch, devices, batch_axis=1) for batch in batches.stream(start))
-    state = take_steps(config.train, state, stream, train_step, schedule, score, manager, report)
+    state = take_steps(config.train, state, stream, train_step, schedule, score, checkpoints, report, ledger)
 
     # ---- Stage 2: on the best checkpoint
+    ledger.open("heads")
     began = time.perf_counter()
-    best = checkpoint.best_step(manager)
+    best = checkpoints.best()
     if best != steps:
-        state = checkpoint.restore(manager, best, abstract)
+        state = checkpoints.restore(best, abstract)
     params = join(state["params"], frozen)
     del state
     heads_graph = nnx.graphdef(nnx.eval_shape(lambda: Heads(config.latent, sizes, nnx.Rngs(0))))
@@ -306,7 +331,7 @@ def train(config: Config, workdir: str | Path) -> dict:
     refitted = params["heads"]
     if config.train.refit_epochs:
         learned_from = prior_means(graphdef, params, in_order(corpus.train, columns["train"]))
-        refitted = refit(config, sizes, learned_from, keys.refit)
+        refitted = refit(config, sizes, mesh.place(learned_from, mesh.replicated(devices)), keys.refit)
         accuracy["refit"] = head_accuracy(heads_graph, refitted, seen, names)
     heads = max(accuracy, key=lambda name: accuracy[name]["mean"])
     for name, facts in accuracy.items():
@@ -318,7 +343,9 @@ def train(config: Config, workdir: str | Path) -> dict:
     report.plot()
     facts = {"step": best, "heads": heads, "accuracy": accuracy, "hardware": mesh.hardware()}
     checkpoint.save_model(workdir, {"miracle": split(config, params)[0], "refit_heads": refitted}, facts)
-    manager.close()
+    checkpoints.close()
+    report.write(goodput.SPLIT, steps, ledger.take())
+    print(goodput.sentence(goodput.total(workdir / "metrics.jsonl")), flush=True)
     print(f"finished: {workdir} holds the model of step {best}", flush=True)
     return facts
 
@@ -329,7 +356,7 @@ def starting_point(config: Config, workdir: Path, random, optimizer, devices):
     random: () -> nested dict of random parameters, those among them for which `config` names pretrained weights.
 
     Returns:
-      The manager of the run's checkpoints; the state {"params", "opt_state", "step"}; the parameters that stay as they
+      The run's checkpoints; the state {"params", "opt_state", "step"}; the parameters that stay as they
       were pretrained; and the state's shapes with their shardings.
     """
 
@@ -343,79 +370,23 @@ def starting_point(config: Config, workdir: Path, random, optimizer, devices):
     shapes = jax.eval_shape(initial, trained_shapes)
     shardings = layout(shapes)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    manager = checkpoint.open_manager(workdir, config.train.keep)
-    start = manager.latest_step()
+    checkpoints = checkpoint.Checkpoints(workdir, config.train.keep)
+    start = checkpoints.newest()
     params, named = {}, [part.pretrained for part in (config.encoder, config.decoder) if part.pretrained]
     if not start or frozen_shapes:
         params = jax.jit(random, out_shardings=layout(jax.eval_shape(random)))()
     if params and named:
-        params, fresh = pretrained.start_from(config, jax.device_get(params))
+        params, fresh = pretrained.start_from(config, mesh.fetch(params))
+        params = mesh.place(params, layout(params))
     trained, frozen = split(config, params)
-    frozen = jax.device_put(frozen, layout(frozen))
     if start:
-        state = checkpoint.restore(manager, start, abstract)
+        state = checkpoints.restore(start, abstract)
         print(f"resuming from {workdir}/checkpoints/{start}", flush=True)
     else:
         state = jax.jit(initial, out_shardings=shardings)(trained)
         what = f"{' and '.join(named)}; random are {', '.join(_modules(fresh))}" if named else "random weights"
         print(f"starting from {what}", flush=True)
-    return manager, state, frozen, abstract
-
-
-def take_steps(settings: Train, state: dict, stream, train_step, schedule, validate, manager, report: Report) -> dict:
-    """The loop: the steps that are left until report.total, with logs, validations and checkpoints.
-
-    Args:
-      state: as `starting_point` gives it.
-      stream: an iterator of the batches from state's step on, on their devices.
-      train_step: (state, batch) -> (state, losses).
-      schedule: step -> learning rate.
-      validate: state's parameters -> named values; by the lowest `score` the best checkpoint is chosen.
-
-    Returns:
-      The state after the last step.
-    """
-    pending = []
-
-    def log(step):
-        """The only place where training losses leave the device."""
-        if pending:
-            first = step - len(pending) + 1
-            fetched = [finite(values, first + i) for i, values in enumerate(jax.device_get(pending))]
-            pending.clear()
-            mean = {name: float(np.mean([values[name] for values in fetched])) for name in fetched[0]}
-            report.training(step, mean | {"learning_rate": float(schedule(step - 1))})
-
-    try:
-        start = int(state["step"]) + 1
-        batch = next(stream) if start <= report.total else None
-        for step in range(start, report.total + 1):
-            shape = tuple(batch[name].shape[-1] for name in FIELDS if name in batch)
-            state, named = train_step(state, batch)
-            batch = next(stream)  # goes to its devices while they compute the step
-            pending.append(named)
-            report.compiled(shape)
-            report.progress(step)
-            last = step == report.total
-            if step % settings.log_every == 0 or last:
-                log(step)
-            validated = step % settings.eval_every == 0 or last
-            if validated or step % settings.save_every == 0:
-                log(step)
-                paused, score = report.pause(), None
-                if validated:
-                    values = validate(state["params"])
-                    score = finite(values, step)["score"]
-                    report.write("validation", step, values)
-                    shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-                    report.say(f"validation at step {step}  {shown}")
-                    report.compiled(shape)
-                checkpoint.save(manager, step, state, score)
-                report.resume(paused)
-    finally:
-        report.close()
-        checkpoint.finish(manager)  # also when a loss became NaN: the checkpoint under way is still a good one
-    return state
+    return checkpoints, state, frozen, abstract
 
 
 def _modules(paths: list[str]) -> list[str]:
@@ -429,17 +400,19 @@ def _read_once(workdir: Path, name: str, graphdef, params, examples) -> dict[str
     if not path.exists():
         began = time.perf_counter()
         means = encoder_means(graphdef, params, examples)
-        with storage.replacing(path) as file:
-            np.savez(file, **means)
+        if cluster.first():
+            with storage.replacing(path) as file:
+                np.savez(file, **means)
         took = time.perf_counter() - began
         print(f"the frozen encoders read {len(examples)} {name} instances in {took:.0f} s", flush=True)
+        return means
     with np.load(path) as means:
         return dict(means)
 
 
 def read_command(command: str, doc: str, argv: list[str] | None = None) -> tuple[Config, str]:
     """Reads the command line of a training run: (config, --workdir). Raises UserError where either is missing."""
-    config, file, workdir = read_config(command, doc, argv)
+    config, file, workdir = read_config(command, doc + cluster.HELP, argv)
     if not workdir:
         raise UserError("--workdir is missing; it names the folder of the run, for instance --workdir runs/tiny")
     if not file:
@@ -447,9 +420,10 @@ def read_command(command: str, doc: str, argv: list[str] | None = None) -> tuple
     return config, workdir
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     with one_sentence():
-        train(*read_command("python -m miracle_jax.train", __doc__))
+        argv = cluster.join(argv)
+        train(*read_command("python -m miracle_jax.train", __doc__, argv))
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ import pytest
 from flax import nnx
 from small import random_model
 
-from miracle_jax import baseline, checkpoint, config, dataset, examples, export, pipeline, train
+from miracle_jax import baseline, config, dataset, examples, export, pipeline, train
 from miracle_jax.attributes import Schema
+from miracle_jax.checkpoint import Checkpoints
 from miracle_jax.errors import UserError
 from miracle_jax.tokenizers import Tokenizers
 
@@ -122,7 +123,7 @@ def schema(tokens_run):
 def trained(tokens_run) -> Alone:
     """The decoder that wrote the replies of this run."""
     step = json.loads((tokens_run.workdir / "baseline.json").read_text())["step"]
-    params = saved(tokens_run.workdir / f"checkpoints/{step}/state")["params"]
+    params = saved(tokens_run.workdir / f"checkpoints/{step}")["params"]
     settings = config.load_run(tokens_run.workdir)
     return Alone(settings, Tokenizers.load(tokens_run.workdir / "tokenizers").decoder, params)
 
@@ -133,6 +134,7 @@ def trained(tokens_run) -> Alone:
 def test_the_command_leaves_a_run_and_its_replies(tokens_run, asked):
     assert {path.name for path in tokens_run.workdir.iterdir()} == {
         "config.json", "schema.toml", "tokenizers", "checkpoints", "metrics.jsonl", "replies.jsonl", "baseline.json",
+        ".lock",
     }  # fmt: skip
     assert json.loads((tokens_run.workdir / "config.json").read_text())["control"] == "tokens"
     facts = json.loads((tokens_run.workdir / "baseline.json").read_text())
@@ -309,7 +311,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tokens_run, tmp_path, capsys
     assert f"resuming from {part.workdir}/checkpoints/{steps[0]}" in capsys.readouterr().out
     assert part.metrics() == tokens_run.metrics()
     for step in steps[1:]:
-        ours, theirs = (saved(each.workdir / f"checkpoints/{step}/state") for each in (part, tokens_run))
+        ours, theirs = (saved(each.workdir / f"checkpoints/{step}") for each in (part, tokens_run))
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     assert (part.workdir / "replies.jsonl").read_bytes() == (tokens_run.workdir / "replies.jsonl").read_bytes()
 
@@ -372,7 +374,7 @@ def test_a_pretrained_decoder_keeps_its_weights_and_positions_and_learns_adapter
     run([*arguments, "--control", "none"])
     first = capsys.readouterr().out.splitlines()[0]
     assert first.startswith(f"starting from {folder}; random are ") and "decoder.latent_embed, " in first
-    params = saved(tmp_path / "run/checkpoints/6/state")["params"]["decoder"]
+    params = saved(tmp_path / "run/checkpoints/6")["params"]["decoder"]
     assert set(params) == {"latent_embed", "latent_proj", "layers"}
     adapters = params["layers"]["blocks"]["qkv"]
     assert set(adapters) == {"adapter_in", "adapter_out"} and np.abs(adapters["adapter_out"]).max() > 0
@@ -462,10 +464,10 @@ def test_the_best_checkpoint_answers(tokens_run, tmp_path, monkeypatch, capsys):
     """Not the last."""
     part = micro.Run(tmp_path / "run", tokens_run.flags)
     shutil.copytree(tokens_run.workdir, part.workdir)
-    monkeypatch.setattr(checkpoint, "best_step", lambda manager: 100)
+    monkeypatch.setattr(Checkpoints, "best", lambda checkpoints: 100)
     given = []
     monkeypatch.setattr(baseline, "answer", lambda settings, params, *_: given.append(params) or ["a"] * len(ASKED))
     run(part.arguments)
-    wanted = saved(part.workdir / "checkpoints/100/state")["params"]
+    wanted = saved(part.workdir / "checkpoints/100")["params"]
     jax.tree.map(np.testing.assert_array_equal, given[0], wanted)
     assert json.loads((part.workdir / "baseline.json").read_text())["step"] == 100

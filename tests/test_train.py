@@ -23,8 +23,9 @@ from flax import nnx
 from small import CONFIG, SIZES, random_batch
 
 import miracle_jax as mj
-from miracle_jax import checkpoint, config, dataset, pipeline, train
+from miracle_jax import config, dataset, loop, pipeline, train
 from miracle_jax.attributes import Attribute, Schema
+from miracle_jax.checkpoint import Checkpoints
 from miracle_jax.command_line import read_config
 from miracle_jax.cvae import Miracle, Outputs
 from miracle_jax.decoder import LmHead
@@ -86,7 +87,7 @@ def test_the_command_leaves_everything_a_run_is_made_of(tiny_run):
     names = {path.name for path in tiny_run.workdir.iterdir()}
     assert names == {
         "config.json", "schema.toml", "tokenizers", "checkpoints", "model", "model.json", "metrics.jsonl",
-        "training.png",
+        "training.png", ".lock",
     }  # fmt: skip
     assert {path.name for path in (tiny_run.workdir / "checkpoints").iterdir()} == {"40", "60"}
     assert (tiny_run.workdir / "training.png").read_bytes().startswith(b"\x89PNG")
@@ -169,7 +170,7 @@ def test_a_run_killed_by_sigkill_resumes_bit_for_bit(tiny_run, tmp_path, steps_m
     assert f"resuming from {run.workdir}/checkpoints/20" in capsys.readouterr().out
     assert run.metrics() == tiny_run.metrics()  # no step twice, none missing, no half line
     assert {path.name for path in (run.workdir / "checkpoints").iterdir()} == {"40", "60"}
-    for part in ("checkpoints/40/state", "checkpoints/60/state", "model"):
+    for part in ("checkpoints/40", "checkpoints/60", "model"):
         assert_equal_trees(saved(run.workdir / part), saved(tiny_run.workdir / part))
     assert (run.workdir / "model.json").read_bytes() == (tiny_run.workdir / "model.json").read_bytes()
     assert steps_made[0]._cache_size() == 2  # buckets
@@ -292,8 +293,8 @@ def test_a_nan_stops_by_name_and_step_and_the_last_checkpoint_is_intact(tiny_run
     with pytest.raises(UserError, match=r"^kl became nan at step 5; the last checkpoint is intact. Lower --train"):
         train_here([*run.arguments, "--train.save-every", "3"])  # and logs every 7
     assert [row["step"] for row in run.metrics()] == [3] and not (run.workdir / "model.json").exists()
-    assert checkpoint.open_manager(run.workdir, keep=2).all_steps() == [3]
-    state = saved(run.workdir / "checkpoints/3/state")
+    assert Checkpoints(run.workdir, keep=2).steps() == [3]
+    state = saved(run.workdir / "checkpoints/3")
     assert state["step"] == 3 and all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
@@ -308,19 +309,18 @@ def test_a_nan_stops_by_name_and_step_and_the_last_checkpoint_is_intact(tiny_run
 )
 def test_a_mistake_on_the_command_line_is_one_sentence_and_status_2(monkeypatch, capsys, tmp_path, arguments, sentence):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train", *arguments])
     with pytest.raises(SystemExit) as stop:
-        train.main()
+        train.main(arguments)
     message = capsys.readouterr().err
     assert stop.value.code == 2 and message.startswith(f"error: {sentence}") and message.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
 def test_finite_names_the_value_and_the_step():
-    assert train.finite({"kl": 1.0}, 3) == {"kl": 1.0}
+    assert loop.finite({"kl": 1.0}, 3) == {"kl": 1.0}
     for value in (float("nan"), float("inf")):
         with pytest.raises(UserError, match=f"kl became {value} at step 3; the last checkpoint is intact"):
-            train.finite({"gap": 0.0, "kl": value}, 3)
+            loop.finite({"gap": 0.0, "kl": value}, 3)
 
 
 # ------------------------------------------------------------------------------------------------ other runs
@@ -457,6 +457,29 @@ def test_micro_batches_add_up_to_the_step_of_the_whole_batch():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state, state_halves)
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state["params"], nnx.to_pure_dict(nnx.state(Toy())))
     assert min(moved["table"], moved["heads"], moved["to_posterior"]) > 1e-4
+
+
+def test_a_step_that_is_left_out_changes_nothing_and_the_others_are_as_without_the_setting():
+    settings = config.Config(loss=config.Loss(kl=0.3, classify=0.5, gap=0.7, kl_zero=0.0))
+    skipping = dataclasses.replace(settings, train=config.Train(on_nan="skip"))
+    graphdef, params = nnx.split(Toy())
+    params, optimizer = jax.tree.map(np.array, nnx.to_pure_dict(params)), optax.adam(0.1)
+    batch = random_batch(1, 8)
+
+    def after(settings, params):
+        state = {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(4)}
+        step = train.make_train_step(settings, graphdef, optimizer, train.Keys.of(0).steps)
+        return jax.device_get(step(jax.tree.map(jnp.array, state), batch))
+
+    (plain, named), (same, named_too) = after(settings, params), after(skipping, params)
+    assert not named_too.pop("skipped")
+    assert_equal_trees((plain, named), (same, named_too))
+    for wrong in (np.nan, np.inf, 1e7):
+        params["table"][0, 0] = wrong
+        state, named = after(skipping, params)
+        assert named["skipped"] and state["step"] == 5
+        assert_equal_trees(state["params"], params)
+        assert all((leaf == 0).all() for leaf in jax.tree.leaves(state["opt_state"]))
 
 
 def test_micro_batches_draw_different_noise():
