@@ -109,8 +109,14 @@ def _zero(hidden):
 
 def _positions(target, lm_head) -> int:
     """How many positions are scored at a time."""
-    most = max(int(LOGITS_MB * 2**20) // (4 * target.shape[0] * lm_head.table.shape[0]), 1)
-    return -(-target.shape[1] // -(-target.shape[1] // most))
+    return -(-target.shape[1] // pieces(*target.shape, lm_head.table.shape[0]))
+
+
+def pieces(rows: int, positions: int, vocabulary: int, used: int | None = None) -> int:
+    """In how many pieces `cross_entropy` scores so many rows. used: positions up to the last that has a weight."""
+    most = max(int(LOGITS_MB * 2**20) // (4 * rows * vocabulary), 1)
+    number = -(-positions // most)
+    return number if used is None else -(-used // -(-positions // number))
 
 
 def _padded(x, step: int):

@@ -1,5 +1,7 @@
 """One mesh over all devices, the rule that lays out batches and the rule that lays out parameters."""
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding
@@ -9,16 +11,18 @@ from jax.sharding import PartitionSpec as P
 from miracle_jax import config, env
 from miracle_jax.errors import UserError
 
-BATCH_AXES = ("data", "fsdp")
+AXES = ("data", "fsdp")
+BATCH_AXES = AXES
 
 
-def make(layout: config.Mesh) -> JaxMesh:
-    """A (data, fsdp) mesh over all devices of all processes."""
-    devices = jax.device_count()
-    if devices % layout.fsdp:
-        raise UserError(f"mesh.fsdp {layout.fsdp} does not divide the number of devices, {devices}")
+def make(layout: config.Mesh, devices: Sequence[jax.Device] | None = None) -> JaxMesh:
+    """A (data, fsdp) mesh over these devices. None: over all devices of all processes."""
+    devices = jax.devices() if devices is None else devices
+    if len(devices) % layout.fsdp:
+        raise UserError(f"mesh.fsdp {layout.fsdp} does not divide the number of devices, {len(devices)}")
+    shape = (len(devices) // layout.fsdp, layout.fsdp)
     # Auto axes: under explicit ones an embedding look-up with a sharded batch is refused.
-    return jax.make_mesh((devices // layout.fsdp, layout.fsdp), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def hardware() -> str:

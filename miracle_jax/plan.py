@@ -1,0 +1,395 @@
+"""What a training step would need and take on hardware that is not here: it is compiled for virtual devices, not run.
+
+    python -m miracle_jax.plan --config configs/paper.py --devices 256 [--chip v5e|v5p|v6e|h100|h200]
+
+The very step of train.py is traced, sharded and compiled for 1, 8, 64, ... up to --devices virtual devices (several
+numbers: for these), with the config's model and with decoders of other sizes (--sizes); no weight is ever made. A line
+a plan: what each device holds (exact, from the shapes), its peak memory (XLA's own assignment), its FLOPs (products,
+counted in the traced program), and the bytes that each kind of collective exchanges. With --chip also the time that
+compute, memory and network each need at an assumed share of the chip's published figures, and the coarsest mesh whose
+peak fits its memory (or --memory-gb). A step takes the largest of the three times if they overlap fully, their sum if
+they do not at all.
+
+    --devices N [N ...]    a ladder up to N, or these numbers
+    --sizes [1b 3b 7b]     decoders beside the config's own: Llamas of these sizes, with remat; all unless given
+    --chip NAME            published figures of TPU v5e, v5p, v6e, or of the SXM H100 and H200
+    --memory-gb X          memory of a device, in place of the chip's
+    --rows N               rows a device
+    --compiler cpu|tpu     what the step is compiled for
+    --out FILE.json        everything that is printed, and more
+
+The batch has the longest bucket. Where it has fewer rows than there are devices, each device gets one; --rows N gives
+each device N. Programs are compiled for CPUs unless --compiler tpu is given, which needs libtpu (the extra `tpu`), no
+TPU. A CPU's program computes bfloat16 in float32: it overstates peak memory, and what is read, written and exchanged.
+
+Pretrained checkpoints are not fetched: one on this machine tells its shape, of one on the hub the config's fields do.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh as JaxMesh
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from miracle_jax import chips, cost, examples, losses, mesh, pretrained, storage
+from miracle_jax.attributes import Schema
+from miracle_jax.chips import Chip
+from miracle_jax.command_line import read_config
+from miracle_jax.config import Config, Llama, to_dict
+from miracle_jax.cvae import Miracle, split
+from miracle_jax.errors import UserError, one_sentence
+from miracle_jax.examples import FIELDS, PROMPT
+from miracle_jax.hub import on_hub
+from miracle_jax.train import make_optimizer, make_train_step
+
+SIZES = {  # the shapes of TinyLlama-1.1B, Llama-3.2-3B and Llama-2-7B
+    "1b": Llama(vocab_size=32000, width=2048, depth=22, heads=32, kv_heads=4, mlp=5632, tied=False, dropout=0.0),
+    "3b": Llama(vocab_size=128256, width=3072, depth=28, heads=24, kv_heads=8, mlp=8192, dropout=0.0),
+    "7b": Llama(vocab_size=32000, width=4096, depth=32, heads=32, kv_heads=32, mlp=11008, tied=False, dropout=0.0),
+}
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+"""For CPUs: the machine code is never run. The program's arrays and collectives do not depend on it."""
+WIDENED = 2.0
+"""By how much a CPU's program overstates what a bfloat16 model reads and writes: 286 against 140 GB for
+configs/base.py, 32 rows on 8 devices, compiled for CPU and for TPU v5e."""
+
+
+# --------------------------------------------------------------------------------------------- the step, as shapes
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A training step and the shapes of its arguments, laid out over a mesh."""
+
+    step: object
+    """The jitted function of `make_train_step`."""
+    state: dict
+    batch: dict
+    frozen: dict
+    trips: int
+    """Of the loop over pieces of the vocabulary's scores, whose length the program does not say."""
+
+    def trace(self):
+        return self.step.trace(self.state, self.batch, self.frozen)
+
+    def held(self) -> dict[str, int]:
+        """Bytes that one device holds: {"parameters", "gradients", "optimizer", "frozen"}."""
+        parameters = device_bytes(self.state["params"])
+        return {
+            "parameters": parameters, "gradients": parameters, "optimizer": device_bytes(self.state["opt_state"]),
+            "frozen": device_bytes(self.frozen),
+        }  # fmt: skip
+
+
+def device_bytes(tree) -> int:
+    """Bytes of one device's part of arrays, from their shapes and shardings."""
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def abstract_step(config: Config, sizes: tuple[int, ...], devices: JaxMesh, batch: dict) -> Step:
+    """sizes: number of aspects of each attribute. batch: of shapes (`batch_shapes`), or of arrays as the pipeline
+    makes them."""
+
+    def laid_out(tree, shardings):
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
+
+    def layout(tree):
+        return laid_out(tree, mesh.parameter_shardings(tree, devices, config.mesh))
+
+    model = nnx.eval_shape(lambda: Miracle(config, sizes, nnx.Rngs(0)))
+    graphdef, params = nnx.graphdef(model), nnx.to_pure_dict(nnx.state(model))
+    optimizer, _ = make_optimizer(config, 1000)  # steps change numbers, not shapes
+    trained, frozen = split(config, params)
+    state = jax.eval_shape(
+        lambda params: {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}, trained
+    )
+    state = layout(state)
+    rows = NamedSharding(devices, P(None, mesh.BATCH_AXES))
+    step = make_train_step(
+        config, graphdef, optimizer, jax.random.key(0), jax.tree.map(lambda leaf: leaf.sharding, state)
+    )
+    trips = losses.pieces(*batch["reply"].shape[1:], config.decoder.vocab_size)
+    return Step(step, state, laid_out(batch, {name: rows for name in batch}), layout(frozen), trips)
+
+
+def batch_shapes(config: Config, attributes: int, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch of the longest bucket as pipeline.py makes it. rows: of a micro-batch, over all devices."""
+    groups, shapes = config.train.accumulate, {}
+    widths = dict(zip(FIELDS, config.data.buckets[-1], strict=True))
+    if config.decoder.sees_context:
+        widths[PROMPT] = -(-config.decoder.prompt_limit // 8) * 8
+    for name, width in widths.items():
+        if config.encoder.frozen and name in FIELDS[:2]:
+            shapes[f"{name}_mean"] = jax.ShapeDtypeStruct((groups, rows, config.encoder.width), jnp.float32)
+        else:
+            shapes[name] = jax.ShapeDtypeStruct((groups, rows, width), jnp.int32)
+            shapes[f"{name}_length"] = jax.ShapeDtypeStruct((groups, rows), jnp.int32)
+    return shapes | {"labels": jax.ShapeDtypeStruct((groups, rows, attributes), jnp.int32)}
+
+
+def flops(config: Config, sizes: tuple[int, ...], batch: dict, scored: int | None = None) -> int:
+    """FLOPs of the products of one step over all devices, for a batch of arrays or of shapes. See cost.products.
+
+    scored: tokens of the longest reply whose next is scored, where it is shorter than its bucket.
+    """
+    one = jax.sharding.AbstractMesh((1,) * len(mesh.AXES), mesh.AXES)
+    trips = losses.pieces(*batch["reply"].shape[1:], config.decoder.vocab_size, scored)
+    return cost.products(abstract_step(config, sizes, one, batch).trace().jaxpr, trips)
+
+
+def rows_of(config: Config, devices: JaxMesh, rows: int = 0) -> int:
+    """Rows of a micro-batch over all devices: the config's, at least one for each that has a part of the batch.
+
+    rows: for each such device, in place of the config's. Raises UserError when they cannot share them evenly.
+    """
+    shares = math.prod(devices.shape[axis] for axis in mesh.BATCH_AXES)
+    if rows:
+        return rows * shares
+    configured = config.train.batch_size // config.train.accumulate
+    if shares % configured:
+        mesh.check_batch(configured, devices, "train.batch_size / train.accumulate")
+    return max(configured, shares)
+
+
+# ----------------------------------------------------------------------------------------------------- one plan
+
+
+def plan(
+    config: Config, sizes: tuple[int, ...], devices: Sequence[jax.Device], rows: int = 0, chip: Chip | None = None,
+    room: float = math.inf,
+) -> dict:  # fmt: skip
+    """Traces and compiles the step of `config` (dtype and mesh included) for these devices.
+
+    What each device holds is compared with `room` (bytes) first: what cannot fit is not compiled.
+    """
+    began = time.perf_counter()
+    layout = mesh.make(config.mesh, devices)
+    batch = batch_shapes(config, len(sizes), rows_of(config, layout, rows))
+    step = abstract_step(config, sizes, layout, batch)
+    held = step.held()
+    found = {
+        "devices": len(devices), "mesh": dict(layout.shape), "batch": math.prod(batch["reply"].shape[:2]),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves((step.state["params"], step.frozen))), "bytes": held,
+    }  # fmt: skip
+    if sum(held.values()) > room:
+        return found | {"fits": False}
+    traced = step.trace()
+    on_cpu = devices[0].platform == "cpu"
+    compiled = traced.lower().compile(compiler_options=QUICK if on_cpu else None)
+    stats, moved = compiled.memory_analysis(), cost.traffic(compiled.as_text(), step.trips)
+    temporary = stats.temp_size_in_bytes
+    peak = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes + temporary
+    exchanged = {
+        kind: sum(one.bytes for one in moved.collectives if one.kind == kind) for kind in cost.COLLECTIVES
+    }  # fmt: skip
+    found |= {
+        "arguments_bytes": stats.argument_size_in_bytes, "temporary_bytes": temporary, "peak_bytes": peak,
+        "flops": cost.products(traced.jaxpr, step.trips) / len(devices),
+        "memory_traffic_bytes": moved.memory / (WIDENED if on_cpu and config.dtype == "bfloat16" else 1.0),
+        "collective_bytes": {kind: size for kind, size in exchanged.items() if size},
+        "fits": peak <= room, "compiled_in_seconds": time.perf_counter() - began,
+    }  # fmt: skip
+    if chip:
+        times = chips.seconds(chip, found["flops"], found["memory_traffic_bytes"], moved.collectives)
+        found |= {
+            "seconds": times, "step_seconds": [max(times.values()), sum(times.values())],
+            "bound": max(times, key=times.get),
+        }  # fmt: skip
+    return found
+
+
+def coarsest(config: Config, sizes: tuple[int, ...], devices: Sequence[jax.Device], **how) -> dict:
+    """The plan of the first mesh that fits: the config's own if it splits anything, else fsdp 1, 8, 64, ... devices.
+
+    Where none fits, the plan of the last.
+    """
+    layouts = [config.mesh]
+    if config.mesh.fsdp == 1:
+        layouts = [dataclasses.replace(config.mesh, fsdp=parts) for parts in ladder(len(devices), 1)]
+    for layout in layouts:
+        found = plan(dataclasses.replace(config, mesh=layout), sizes, devices, **how)
+        if found["fits"]:
+            break
+    return found
+
+
+def ladder(devices: int, group: int) -> list[int]:
+    """1, 8, 64, ... as far as they divide a number of devices and `group` divides them, and that number."""
+    return sorted({8**i for i in range(10) if devices % 8**i == 0 and 8**i % group == 0} | {devices})
+
+
+# --------------------------------------------------------------------------------------------------- the command
+
+
+def shapes_known(config: Config) -> tuple[Config, list[str]]:
+    """The config with the shapes of those of its checkpoints that are on this machine, and a note on each other."""
+    notes, parts = [], {}
+    for part in ("encoder", "decoder"):
+        shape = getattr(config, part)
+        if on_hub(shape.pretrained):
+            notes.append(
+                f"{part}.pretrained {shape.pretrained} is on the hub, which is not asked; taken is what the config's "
+                f"fields say: {shape.depth} layers of width {shape.width}, mlp {shape.mlp}, {shape.vocab_size} tokens"
+            )
+            parts[part] = dataclasses.replace(shape, pretrained="")
+    return pretrained.resolve(dataclasses.replace(config, **parts)), notes
+
+
+def virtual_devices(number: int) -> list[jax.Device]:
+    """CPU devices that share this machine. To be called before JAX has looked for its devices."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", number)
+    return jax.devices()
+
+
+def tpu_devices(chip: str, number: int) -> list[jax.Device]:
+    """TPUs as their compiler sees them. Raises UserError without libtpu, and for a number that no slice has."""
+    from jax.experimental import topologies
+
+    shapes = {math.prod(map(int, shape.split("x"))): shape for shape in chips.CHIPS[chip].topologies}
+    if not shapes:
+        raise UserError(f"--compiler tpu compiles for TPUs, but --chip is {chip}; leave --compiler out")
+    if number not in shapes:
+        raise UserError(
+            f"--compiler tpu knows slices of {', '.join(map(str, shapes))} {chip} chips, not of {number}; choose "
+            "--devices among these"
+        )
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            "--compiler tpu needs libtpu, which is not installed; run bash launch/setup.sh tpu (no TPU is needed), or "
+            "leave --compiler out"
+        )
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # libtpu would ask a metadata server for the TPUs of this machine
+    return topologies.get_topology_desc(f"{chip}:{shapes[number]}", platform="tpu").devices
+
+
+def read_command(argv: list[str] | None):
+    """(flags of this command, the config)."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--devices", type=int, nargs="+", default=[256])
+    first.add_argument("--chip", default="")
+    first.add_argument("--memory-gb", type=float, default=0.0)
+    first.add_argument("--rows", type=int, default=0)
+    first.add_argument("--sizes", nargs="*", default=list(SIZES))
+    first.add_argument("--compiler", default="cpu")
+    first.add_argument("--out", default="")
+    given, rest = first.parse_known_args(argv)
+    config, file, workdir = read_config("python -m miracle_jax.plan", __doc__, rest)
+    if not file:
+        raise UserError("--config is missing; the bundled ones are in configs/, for instance configs/paper.py")
+    if workdir:
+        raise UserError("--workdir is not understood: nothing is trained; --out FILE.json keeps what is printed")
+    for name, holds in (("devices", min(given.devices) >= 1), ("rows", given.rows >= 0),
+                        ("memory-gb", 0 <= given.memory_gb < math.inf)):  # fmt: skip
+        if not holds:
+            raise UserError(f"--{name} is {getattr(given, name.replace('-', '_'))}; it must be above 0")
+    for size in given.sizes:
+        if size not in SIZES:
+            raise UserError(f"--sizes {size} is unknown; there are {', '.join(SIZES)}")
+    if given.compiler not in ("cpu", "tpu"):
+        raise UserError(f"--compiler {given.compiler} is unknown; there are cpu and tpu")
+    if given.compiler == "tpu" and not given.chip:
+        raise UserError("--compiler tpu needs --chip, for instance --chip v5e")
+    if given.out:
+        storage.local_file(given.out)
+    return given, config
+
+
+def plans(given, config: Config, chip: Chip | None) -> Iterator[dict]:
+    """One after the other: the config's model, then the sizes, each for every number of devices."""
+    memory = given.memory_gb * 1e9 or (chip.memory if chip else math.inf)
+    numbers = sorted(set(given.devices)) if len(given.devices) > 1 else ladder(given.devices[0], config.mesh.fsdp)
+    devices = {} if given.compiler == "tpu" else dict.fromkeys(numbers, virtual_devices(max(numbers)))
+    schema = examples.load_frozen(config.data.frozen).schema if config.data.frozen else Schema.load(config.data.schema)
+    models = {"as configured": config}
+    for size in given.sizes:  # in full, and with what such sizes are trained with
+        models[size] = dataclasses.replace(config, decoder=SIZES[size], remat=True)
+    for name, model in models.items():
+        for number in numbers:
+            here = devices.get(number) or tpu_devices(given.chip, number)
+            how = {"rows": given.rows, "chip": chip, "room": memory * chips.ROOM}
+            yield {"model": name} | coarsest(model, schema.sizes, here[:number], **how)
+
+
+COLUMNS = {
+    "model": 13, "M parameters": 12, "devices": 7, "mesh": 17, "batch": 5, "parameters": 10, "gradients": 9,
+    "optimizer": 9, "peak": 7, "TFLOP": 7, "collectives": 30, "compute": 7, "memory": 7, "network": 7,
+    "step": 14, "bound": 7, "fits": 4,
+}  # fmt: skip
+"""Name and width. GB, TFLOP and ms, all of one device; GB that collectives exchange, by kind."""
+SHORT = dict(zip(cost.COLLECTIVES, ("reduce", "gather", "scatter", "all-to-all", "permute"), strict=True))
+
+
+def line(cells: Sequence[str]) -> str:
+    """A row of a Markdown table that lines up."""
+    padded = (cell.ljust(width) for cell, width in zip(cells, COLUMNS.values(), strict=True))
+    return f"| {' | '.join(padded)} |"
+
+
+def cells_of(found: dict) -> list[str]:
+    held = found["bytes"]
+    cells = [
+        found["model"], f"{found['parameters'] / 1e6:.1f}", str(found["devices"]),
+        " x ".join(f"{name} {size}" for name, size in found["mesh"].items()), str(found["batch"]),
+        *(f"{held[name] / 1e9:.3f}" for name in ("parameters", "gradients", "optimizer")),
+    ]  # fmt: skip
+    if "flops" in found:
+        exchanged = [f"{SHORT[kind]} {size / 1e9:.3g}" for kind, size in found["collective_bytes"].items()]
+        cells += [f"{found['peak_bytes'] / 1e9:.2f}", f"{found['flops'] / 1e12:.3g}", ", ".join(exchanged)]
+    else:
+        cells += [f"> {sum(held.values()) / 1e9:.1f}", "", ""]
+    if "seconds" in found:
+        cells += [f"{1e3 * time:.3g}" for time in found["seconds"].values()]
+        cells += [" to ".join(f"{1e3 * time:.3g}" for time in found["step_seconds"]), found["bound"]]
+    else:
+        cells += [""] * 5
+    return [*cells, "yes" if found["fits"] else "no"]
+
+
+def main(argv: list[str] | None = None) -> None:
+    with one_sentence():
+        given, config = read_command(sys.argv[1:] if argv is None else argv)
+        config, notes = shapes_known(config)
+        chip = chips.find(given.chip) if given.chip else None
+        if config.dtype == "auto":
+            config = dataclasses.replace(config, dtype="bfloat16" if chip else "float32")
+        for note in notes:
+            print(f"note: {note}")
+        how = "by TPU's own compiler" if given.compiler == "tpu" else "for CPUs: memory and traffic are estimates"
+        print(f"compiled {how}; {config.dtype}; GB, TFLOP and ms are of one device, the longest bucket's")
+        if chip:
+            print(
+                f"{chip.name}: {chip.flops / 1e12:g} TFLOP/s, {chip.memory / 1e9:g} GB at {chip.bandwidth / 1e9:g} "
+                f"GB/s, {chip.link / 1e9:g} GB/s to {chip.domain} chips and {chip.beyond / 1e9:g} beyond; assumed are "
+                f"{chips.COMPUTE:.0%}, {chips.ROOM:.0%}, {chips.BANDWIDTH:.0%} and {chips.NETWORK:.0%} of it"
+            )
+        print(line(list(COLUMNS)))
+        print(line(["-" * width for width in COLUMNS.values()]), flush=True)
+        found = []
+        for one in plans(given, config, chip):
+            found.append(one)
+            print(line(cells_of(one)), flush=True)
+        if given.out:
+            about = {
+                "config": to_dict(config), "compiler": given.compiler, "jax": jax.__version__,
+                "chip": chip._asdict() if chip else None,
+                "shares": {"flops": chips.COMPUTE, "bandwidth": chips.BANDWIDTH, "network": chips.NETWORK,
+                           "memory": chips.ROOM},
+            }  # fmt: skip
+            with storage.replacing(given.out) as file:
+                file.write(json.dumps(about | {"plans": found}, indent=1).encode())
+
+
+if __name__ == "__main__":
+    main()
