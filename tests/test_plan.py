@@ -133,7 +133,7 @@ def test_between_domains_each_chip_carries_its_share():
 
 
 def test_an_unknown_chip_is_named_with_its_likes():
-    with pytest.raises(UserError, match="--chip v5 is unknown; did you mean v5"):
+    with pytest.raises(UserError, match="--chip v5 is unknown; did you mean v5p or v5e"):
         chips.find("v5")
     with pytest.raises(UserError, match="--chip tpu is unknown; there are v5e, v5p, v6e, h100, h200"):
         chips.find("tpu")
@@ -273,7 +273,7 @@ def test_the_command_plans_a_ladder_of_devices(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--chip", "v5"], "--chip v5 is unknown; did you mean v5e or v5p?"),
+        (["--chip", "v5"], "--chip v5 is unknown; did you mean v5p or v5e?"),
         (["--devices", "6", "8", "--mesh.fsdp", "4"], "mesh.fsdp 4 does not divide the number of devices, 6"),
         (["--devices", "0"], "--devices is [0]; it must be above 0"),
         (["--devices", "6"], "is 8 instances, which 6 devices cannot share evenly"),
