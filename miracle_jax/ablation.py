@@ -9,11 +9,10 @@ where it stopped. Every row takes the refitted heads, since without L_C there ar
 things would say nothing about either.
 """
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
-from miracle_jax import evaluate
+from miracle_jax import cluster, evaluate
 from miracle_jax.command_line import parse
 from miracle_jax.config import Config
 from miracle_jax.errors import UserError, one_sentence
@@ -36,7 +35,7 @@ def without(part: str, config: Config) -> Config:
 
 def main(argv: list[str] | None = None) -> None:
     with one_sentence():
-        argv = sys.argv[1:] if argv is None else argv
+        argv = cluster.join(argv, notices=True)
         end = argv.index("--") if "--" in argv else len(argv)
         command = "python -m miracle_jax.ablation"
         config, workdir = read_command(command, __doc__, argv[:end])

@@ -29,7 +29,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from miracle_jax import checkpoint, decode, decoder, losses, mesh, pipeline, pretrained, storage, train
+from miracle_jax import checkpoint, cluster, decode, decoder, losses, mesh, pipeline, pretrained, storage, train
 from miracle_jax.attributes import Schema
 from miracle_jax.config import Bert, Config, Loss, load_run
 from miracle_jax.cvae import Outputs, check_device, compute, join
@@ -128,14 +128,14 @@ def make_validation(config: Config, batches: Sequence[dict]) -> Callable[[dict],
         return nats, jnp.sum(weight * (batch["reply_length"] - 1))
 
     def validate(params):
-        nats, tokens = np.sum(jax.device_get([sums(params, batch) for batch in batches]), axis=0, dtype=np.float64)
+        nats, tokens = np.sum(mesh.fetch([sums(params, batch) for batch in batches]), axis=0, dtype=np.float64)
         return {"reconstruct": float(nats / tokens), "score": float(nats / tokens)}
 
     return validate
 
 
 def run(config: Config, workdir: str | Path, control: str, data: str = "test", personality: str = "labelled") -> dict:
-    """Trains or resumes a baseline, then answers `data`. Returns what baseline.json holds.
+    """Trains or resumes a baseline, then answers `data`. Returns what baseline.json holds, on the first process.
 
     personality: "labelled" or "all".
     """
@@ -145,7 +145,8 @@ def run(config: Config, workdir: str | Path, control: str, data: str = "test", p
     settings, buckets = config.train, config.data.buckets
 
     # ---- Data
-    corpus = pipeline.prepare(config, Tokenizers.load(workdir / "tokenizers") if before else None)
+    tokenizers = Tokenizers.load(workdir / "tokenizers") if before else None
+    corpus = cluster.one_first(lambda: pipeline.prepare(config, tokenizers))
     schema, tokenizer = corpus.schema, corpus.tokenizers.decoder
     control_of = partial(control_ids, control, schema, tokenizer)
     personalities = itertools.product(*(range(-1, size) for size in schema.sizes))
@@ -154,14 +155,14 @@ def run(config: Config, workdir: str | Path, control: str, data: str = "test", p
     check_device(config)
     tasks = contexts_to_answer(schema, Options(data=data, personality=personality))
     devices = mesh.make(config.mesh)
-    here = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     micro_batch = settings.batch_size // settings.accumulate
     mesh.check_batch(micro_batch, devices, "train.batch_size / train.accumulate")
+    own = mesh.own_rows(micro_batch, devices)
     learned_from, unseen = (controlled(part, control_of) for part in (corpus.train, corpus.validation))
-    batches = pipeline.Batches(learned_from, buckets, settings.batch_size, settings.accumulate, config.seed, **here)
+    batches = pipeline.Batches(learned_from, buckets, settings.batch_size, settings.accumulate, config.seed, own)
     steps = settings.steps or max(round(settings.epochs * batches.steps_per_epoch), 1)
     put = partial(mesh.put_batch, mesh=devices)
-    validation = [put(b, batch_axis=0) for b in pipeline.evaluation_batches(unseen, buckets, micro_batch, **here)]
+    validation = [put(b, batch_axis=0) for b in pipeline.evaluation_batches(unseen, buckets, micro_batch, own)]
 
     # ---- Training
     keys = train.Keys.of(config.seed)
@@ -170,7 +171,7 @@ def run(config: Config, workdir: str | Path, control: str, data: str = "test", p
     def random():
         return nnx.to_pure_dict(nnx.state(Baseline(config, nnx.Rngs(keys.init))))
 
-    train.start_run(config, workdir, corpus, control)
+    cluster.one_first(lambda: train.start_run(config, workdir, corpus, control))
     alone = dataclasses.replace(config, encoder=Bert())  # its weights are not looked for
     manager, state, frozen, abstract = train.starting_point(alone, workdir, random, optimizer, devices)
     start, shardings = int(state["step"]), jax.tree.map(lambda leaf: leaf.sharding, abstract)
@@ -192,7 +193,10 @@ def run(config: Config, workdir: str | Path, control: str, data: str = "test", p
     asked = [control_of(schema.parse(task["personality"])) for task in tasks]
     prompts = [control + context for control, context in zip(asked, contexts, strict=True)]
     different = list(dict.fromkeys(map(tuple, prompts)))  # without control all personalities have the same
-    known = dict(zip(different, answer(config, join(state["params"], frozen), tokenizer, different), strict=True))
+    answers = answer(config, mesh.fetch(join(state["params"], frozen)), tokenizer, different)
+    if not cluster.first():
+        return {}
+    known = dict(zip(different, answers, strict=True))
     replies = [known[tuple(prompt)] for prompt in prompts]
     out = workdir / "replies.jsonl"
     with storage.replacing(out) as file:
@@ -214,24 +218,32 @@ def run(config: Config, workdir: str | Path, control: str, data: str = "test", p
 
 
 def answer(config: Config, params: dict, tokenizer: DecoderTokenizer, prompts: Sequence[Sequence[int]]) -> list[str]:
-    """A reply to each prompt, by config.decode. Prompts of similar length share a batch."""
+    """A reply to each prompt, by config.decode; on the first process, while all answer. Prompts of similar length share
+    a batch. params: on the host."""
     config, params = merge_adapters(config, params)
-    model = nnx.merge(graph_of(config), jax.device_put(params, jax.local_devices()[0]))
+    graphdef = graph_of(config)
+    models = {device: nnx.merge(graphdef, jax.device_put(params, device)) for device in jax.local_devices()}
     bos, eos, size = tokenizer.bos_id, tokenizer.eos_id, config.decode.batch_size or 128
     tokens = np.arange(config.decoder.vocab_size)
     allowed, key = jnp.asarray((tokens < tokenizer.size) & (tokens != bos)), jax.random.key(config.seed)
 
-    def write(rows, prompt, length):
-        z = no_latent(len(rows))
-        return decode.generate(model.decoder, z, rows, allowed, bos, eos, config.decode, key, prompt, length)
+    def write(device, rows, prompt, length):
+        z, writer = no_latent(len(rows)), models[device].decoder
+        return decode.generate(writer, z, rows, allowed, bos, eos, config.decode, key, prompt, length)
 
     length = np.array([len(prompt) for prompt in prompts], np.int32)
     order, texts = np.argsort(length, kind="stable"), [""] * len(prompts)
-    for rows in (order[first : first + size] for first in range(0, len(order), size)):
+
+    def answer_some(device, first):
+        rows = order[first : first + size]
         width = -(-int(length[rows].max()) // 16) * 16  # few shapes compile
         prompt = np.array([[eos] * (width - length[i]) + list(prompts[i]) for i in rows], np.int32)
-        for i, ids, number in zip(rows, *in_pieces(write, (rows, prompt, length[rows]), size), strict=True):
-            texts[i] = tokenizer.decode(ids[:number].tolist()).strip()
+        with jax.default_device(device):
+            written = in_pieces(partial(write, device), (rows, prompt, length[rows]), size)
+        return [tokenizer.decode(ids[:number].tolist()).strip() for ids, number in zip(*written, strict=True)]
+
+    for i, text in zip(order, itertools.chain(*cluster.spread(range(0, len(order), size), answer_some)), strict=False):
+        texts[i] = text
     return texts
 
 
@@ -241,7 +253,7 @@ def main(argv: list[str] | None = None) -> None:
         own.add_argument("--control", default="")
         own.add_argument("--data", default="test")
         own.add_argument("--personality", default="labelled")
-        given, rest = own.parse_known_args(argv)
+        given, rest = own.parse_known_args(cluster.join(argv, notices=True))
         config, workdir = train.read_command("python -m miracle_jax.baseline", __doc__, rest)
         if given.control not in ("tokens", "none"):
             raise UserError(f"--control is {given.control!r}; it must be tokens, or none for plain fine-tuning")

@@ -258,7 +258,10 @@ class Mesh:
     """How arrays are laid out over devices."""
 
     fsdp: int = 1
-    """Devices over which each large parameter is split; the others hold copies. Must divide the device count."""
+    """Devices over which each large parameter is split, as is the batch; they gather it where it is needed."""
+    model: int = 1
+    """Devices over which large matrices are split and multiplied in parts; they see the same part of the batch. fsdp
+    times model must divide the device count: the batch is also split over the rest, where all parameters are copied."""
     shard_above_mb: float = 4.0
     """Smaller parameters are copied to every device."""
 
@@ -410,7 +413,8 @@ _LIMITS = (
         encoder.segments encoder.vocab_size encoder.width encoder.depth encoder.heads encoder.mlp encoder.max_positions
         decoder.vocab_size decoder.width decoder.depth decoder.heads decoder.mlp decoder.max_positions
         latent.size latent.hidden loss.kl_period train.batch_size train.log_every train.eval_every train.save_every
-        train.latent_batch_size train.keep sample.max_steps sample.langevin_steps sample.batch_size mesh.fsdp"""),
+        train.latent_batch_size train.keep sample.max_steps sample.langevin_steps sample.batch_size mesh.fsdp
+        mesh.model"""),
     ("at least 0", lambda x: x >= 0, """
         encoder.init_std decoder.init_std loss.reconstruct loss.kl loss.kl_floor loss.classify loss.gap train.steps
         train.latent_steps decoder.lora_rank decoder.context_tokens

@@ -67,7 +67,8 @@ def places_in_memory(decoder: Decoder, settings: config.Decode, prompt: Array | 
 
     On a CPU their keys and values get 160 MiB, and there are at least 64: larger decoders gain nothing from more.
     """
-    memory = jax.local_devices()[0].memory_stats() or {}
+    (device,) = decoder.tokens.embedding[...].devices()
+    memory = device.memory_stats() or {}
     known = "bytes_limit" in memory
     free = (memory["bytes_limit"] - memory["bytes_in_use"]) // 3 if known else 160 * 2**20
     shape = decoder.shape

@@ -42,14 +42,20 @@ def one_sentence():
             with _compiling() if "jax" in sys.modules else contextlib.nullcontext():
                 yield
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
+            _end(2, "error: ", str(error))
         except OSError as error:  # a full disk, a folder without permission
-            print(f"error: {error.strerror or error}: {error.filename or ''}".rstrip(": "), file=sys.stderr)
-            raise SystemExit(2) from None
+            _end(2, "error: ", f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            raise SystemExit(130) from None
+            _end(130, "", "interrupted")
+
+
+def _end(status: int, kind: str, sentence: str):
+    print(kind + sentence, file=sys.stderr)
+    if "jax" in sys.modules:
+        from miracle_jax import cluster
+
+        cluster.leave(status, sentence)
+    raise SystemExit(status) from None
 
 
 @contextlib.contextmanager

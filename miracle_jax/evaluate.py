@@ -26,7 +26,7 @@ from typing import Literal
 
 import numpy as np
 
-from miracle_jax import config, dataset, figures, storage, systems, tables, word_judges
+from miracle_jax import cluster, config, dataset, figures, storage, systems, tables, word_judges
 from miracle_jax.attributes import UNKNOWN, Schema
 from miracle_jax.command_line import parse, split_words
 from miracle_jax.errors import UserError, one_sentence
@@ -73,6 +73,7 @@ class Options:
 
 def evaluate(runs: Mapping[str, str], options: Mapping[str, Options], out: Path) -> dict:
     """Answers, reads and scores all systems and writes the report into the folder `out`; returns what report.json has.
+    Of several processes all answer and the first does the rest; the others return an empty dict.
 
     Args:
       runs: name -> folder of a finished run, or of an export. May be empty.
@@ -114,7 +115,10 @@ def evaluate(runs: Mapping[str, str], options: Mapping[str, Options], out: Path)
             system = systems.answer(
                 model, variant, test, options[name].decode, shared.counterfactual, shared.seed, out / "replies"
             )
-            found.append(dataclasses.replace(system, facts=system.facts | training))
+            if system:
+                found.append(dataclasses.replace(system, facts=system.facts | training))
+    if not cluster.first():
+        return {}
     models.clear()  # room for the models that score
     references = [instance.replies[-1] for instance in test.chosen.values()]
     found += [*others, System(REFERENCES, references, test.labels)]
@@ -154,7 +158,7 @@ def _overlap(judges: Judges, data: config.Data, schema: Schema) -> dict | None:
 
 def main(argv: list[str] | None = None) -> None:
     with one_sentence():
-        words, flags = split_words(argv)
+        words, flags = split_words(cluster.join(argv))
         runs = _named(words)
         one = Path(words[0]) if len(words) == 1 and Path(words[0]).is_dir() else Path()
         default = Options(out=str(one / "evaluation"))
@@ -162,9 +166,9 @@ def main(argv: list[str] | None = None) -> None:
         for name, workdir in runs.items():
             run = config.load_run(storage.run_folder(workdir))
             own = dataclasses.replace(default, sample=run.sample, decode=run.decode)
-            options[name] = parse(own, flags, usage, __doc__)
+            options[name] = parse(own, flags, usage, __doc__ + cluster.HELP)
             dataclasses.replace(run, sample=options[name].sample, decode=options[name].decode).check()
-        options = options or {"": parse(default, flags, usage, __doc__)}
+        options = options or {"": parse(default, flags, usage, __doc__ + cluster.HELP)}
         report(runs, options)
 
 
@@ -173,6 +177,8 @@ def report(runs: Mapping[str, str], options: Mapping[str, Options]) -> None:
     check(runs, options)
     out = Path(next(iter(options.values())).out).expanduser()
     result = evaluate(runs, options, out)
+    if not cluster.first():
+        return
     print(tables.terminal(result))
     print(f"\nreport: {out / 'report.md'}")
 

@@ -17,9 +17,10 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import jax
 from tqdm import tqdm
 
-from miracle_jax import config, dataset, storage
+from miracle_jax import cluster, config, dataset, storage
 from miracle_jax.attributes import Schema
 from miracle_jax.command_line import read_options
 from miracle_jax.errors import UserError, one_sentence
@@ -89,17 +90,25 @@ def task_of(number: int, instance: dataset.Instance, personality: str) -> dict:
 
 
 def answer_all(model: Model, tasks: list[dict], options: Options, weights: dict[str, float], start: int = 0):
-    """Yields a record a task, from task `start` (a multiple of CHUNK) on. What is drawn depends on the seed and on a
-    task's number alone, so a resumed run writes what an uninterrupted one would."""
-    with tqdm(total=len(tasks), initial=start, unit="reply", disable=not sys.stderr.isatty()) as bar:
-        for first in range(start, len(tasks), CHUNK):
-            chunk = tasks[first : first + CHUNK]
-            replies = model.replies(
+    """Yields a record a task, from task `start` (a multiple of CHUNK) on; on the first process, while all answer. What
+    is drawn depends on the seed and on a task's number alone, and every device answers whole chunks, so what is written
+    depends neither on the devices nor on interruptions."""
+    replicas = {device: model.on(device) for device in jax.local_devices()}
+
+    def answer(device, first):
+        chunk = tasks[first : first + CHUNK]
+        with jax.default_device(device):
+            replies = replicas[device].replies(
                 chunk, [task["personality"] for task in chunk], weights=weights, samples=options.samples,
                 seed=options.seed, first=first, sample=options.sample, decode=options.decode,
             )  # fmt: skip
-            yield [record(task, reply) for task, reply in zip(chunk, replies, strict=True)]
-            bar.update(len(chunk))
+        return [record(task, reply) for task, reply in zip(chunk, replies, strict=True)]
+
+    shown = cluster.first() and sys.stderr.isatty()
+    with tqdm(total=len(tasks), initial=start, unit="reply", disable=not shown) as bar:
+        for records in cluster.spread(range(start, len(tasks), CHUNK), answer):
+            yield records
+            bar.update(len(records))
 
 
 def record(task: dict, reply: Reply) -> dict:
@@ -117,8 +126,14 @@ def digest(model: Model, tasks: list[dict], options: Options, weights: dict[str,
 
 def write_file(model: Model, tasks: list[dict], options: Options, weights: dict[str, float]) -> int:
     """Writes options.out. It appears when it is complete; until then a part file beside it, which the same command
-    resumes, holds what is done. Returns how many replies it wrote itself."""
+    resumes, holds what is done. Of several processes the first writes, and all answer.
+
+    Returns how many replies it wrote itself."""
     out = storage.local_file(options.out)
+    if not cluster.first():
+        for _ in answer_all(model, tasks, options, weights, start=cluster.tell(None)):
+            pass
+        return 0
     part = out.with_name(f".{out.name}.{digest(model, tasks, options, weights)}.part")
     out.parent.mkdir(parents=True, exist_ok=True)
     done = part.read_bytes().splitlines(keepends=True) if part.exists() else []
@@ -129,7 +144,7 @@ def write_file(model: Model, tasks: list[dict], options: Options, weights: dict[
     with storage.replacing(part) as file:
         file.write(b"".join(done))
     with part.open("ab") as file:
-        for records in answer_all(model, tasks, options, weights, start=len(done)):
+        for records in answer_all(model, tasks, options, weights, start=cluster.tell(len(done))):
             file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in records).encode())
             file.flush()
             os.fsync(file.fileno())
@@ -235,8 +250,9 @@ def parse_weights(items, model: Model) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> None:
     with one_sentence():
+        argv = cluster.join(argv)
         workdir, turns, options = read_options(
-            "python -m miracle_jax.generate", __doc__, "[QUESTION [REPLY QUESTION ...]]",
+            "python -m miracle_jax.generate", __doc__ + cluster.HELP, "[QUESTION [REPLY QUESTION ...]]",
             lambda run: Options(sample=run.sample, decode=run.decode), argv,
         )  # fmt: skip
         if options.samples < 1 or options.limit < 0:
@@ -254,6 +270,8 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(
                 "--personality all answers a context or --data; a conversation has one personality at a time"
             )
+        if cluster.size() > 1 and not (options.data or turns):
+            raise UserError(f"a conversation takes one process, not {cluster.size()}; name contexts with --data")
         if options.out:
             out = storage.local_file(options.out)
             data = Path(options.data.partition("=")[2] or options.data).expanduser()

@@ -1,9 +1,10 @@
-"""One mesh over all devices, the rule that lays out batches and the rule that lays out parameters."""
+"""One mesh over all devices of all processes, the rule that lays out batches and the rule that lays out parameters."""
 
 from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import Mesh as JaxMesh
 from jax.sharding import PartitionSpec as P
@@ -11,18 +12,32 @@ from jax.sharding import PartitionSpec as P
 from miracle_jax import config, env
 from miracle_jax.errors import UserError
 
-AXES = ("data", "fsdp")
-BATCH_AXES = AXES
+AXES = ("data", "fsdp", "model")
+BATCH_AXES = AXES[:2]
+"""Those over which a batch is split; the devices of a `model` group see the same rows."""
 
 
 def make(layout: config.Mesh, devices: Sequence[jax.Device] | None = None) -> JaxMesh:
-    """A (data, fsdp) mesh over these devices. None: over all devices of all processes."""
-    devices = jax.devices() if devices is None else devices
-    if len(devices) % layout.fsdp:
-        raise UserError(f"mesh.fsdp {layout.fsdp} does not divide the number of devices, {len(devices)}")
-    shape = (len(devices) // layout.fsdp, layout.fsdp)
+    """A (data, fsdp, model) mesh over these devices, in which `data` takes what the others leave.
+
+    devices: None: all devices of all processes.
+    """
+    devices, group = jax.devices() if devices is None else devices, layout.fsdp * layout.model
+    if len(devices) % group:
+        flags = f"mesh.fsdp {layout.fsdp}" + (f" times mesh.model {layout.model}" if layout.model > 1 else "")
+        raise UserError(f"{flags} does not divide the number of devices, {len(devices)}")
+    shape = (len(devices) // group, layout.fsdp, layout.model)
     # Auto axes: under explicit ones an embedding look-up with a sharded batch is refused.
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+    types = (AxisType.Auto,) * len(AXES)
+    if len({slice_of(device) for device in devices}) > 1:  # which jax.make_mesh refuses
+        devices = sorted(devices, key=lambda device: (slice_of(device), device.process_index, device.id))
+        return JaxMesh(np.array(devices).reshape(shape), AXES, axis_types=types)
+    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+
+
+def slice_of(device: jax.Device) -> int:
+    """The TPU slice, or the GPU host, within which a device has fast connections."""
+    return getattr(device, "slice_index", 0)
 
 
 def hardware() -> str:
@@ -38,31 +53,87 @@ def replicated(mesh: JaxMesh) -> NamedSharding:
 
 
 def parameter_shardings(tree, mesh: JaxMesh, layout: config.Mesh):
-    """The rule: an array above `shard_above_mb` is split over `fsdp` on its largest divisible axis; others are copied.
+    """The rule: an array above `shard_above_mb` is split over `model` on its largest axis that this divides, the first
+    of equals, and over `fsdp` on the largest of those that are left; others are copied.
+
+    So `model` splits the matrices that widen by their columns, those that narrow and the attention's output by their
+    rows, as Megatron does, and embeddings by their vocabulary.
 
     tree: arrays or shapes (parameters, or an optimizer state made of them).
     """
 
     def rule(leaf):
-        if layout.fsdp > 1 and leaf.size * leaf.dtype.itemsize > layout.shard_above_mb * 2**20:
-            for axis in np.argsort(leaf.shape)[::-1]:
-                if leaf.shape[axis] % layout.fsdp == 0:
-                    return NamedSharding(mesh, P(*[None] * axis, "fsdp"))
-        return replicated(mesh)
+        axes = [None] * len(leaf.shape)
+        if leaf.size * leaf.dtype.itemsize > layout.shard_above_mb * 2**20:
+            by_size = sorted(range(len(axes)), key=lambda axis: -leaf.shape[axis])
+            for name, parts in (("model", layout.model), ("fsdp", layout.fsdp)):
+                free = [axis for axis in by_size if axes[axis] is None and leaf.shape[axis] % parts == 0]
+                if parts > 1 and free:
+                    axes[free[0]] = name
+        while axes and axes[-1] is None:
+            axes.pop()
+        return NamedSharding(mesh, P(*axes))
 
     return jax.tree.map(rule, tree)
 
 
 def check_batch(rows: int, mesh: JaxMesh, name: str) -> None:
-    """Raises UserError unless `rows` instances split evenly over the devices."""
-    if rows % mesh.size:
+    """Raises UserError unless `rows` instances split evenly over the devices, or the groups that share a row."""
+    shares, model = _shares(mesh), mesh.shape["model"]
+    if rows % shares:
         raise UserError(
-            f"{name} is {rows} instances, which {mesh.size} devices cannot share evenly; choose a multiple of "
-            f"{mesh.size}"
+            f"{name} is {rows} instances, which {shares} {f'groups of {model} ' if model > 1 else ''}devices cannot "
+            f"share evenly; choose a multiple of {shares}"
         )
 
 
+def own_rows(rows: int, mesh: JaxMesh) -> np.ndarray:
+    """The numbers of those of a batch's rows that this process' devices hold: its share, or all where a `model` group
+    spans all processes."""
+    held = NamedSharding(mesh, P(BATCH_AXES)).addressable_devices_indices_map((rows,)).values()
+    return np.unique([np.arange(rows)[index] for index in held])
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: JaxMesh, batch_axis: int):
-    """Places this process's rows of a batch; the result is the global batch, split over devices on `batch_axis`."""
+    """Places this process' rows of a batch, those of `own_rows`; the result is the global batch, split over devices on
+    `batch_axis`."""
     sharding = NamedSharding(mesh, P(*[None] * batch_axis, BATCH_AXES))
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+    held = own_rows(_shares(mesh), mesh)
+
+    def place(own):
+        rows = own.shape[batch_axis] // len(held)  # of a share
+
+        def share(index):
+            first = np.searchsorted(held, (index[batch_axis].start or 0) // rows) * rows
+            return own[(slice(None),) * batch_axis + (slice(first, first + rows),)]
+
+        shape = (*own.shape[:batch_axis], rows * _shares(mesh), *own.shape[batch_axis + 1 :])
+        return jax.make_array_from_callback(shape, sharding, share)
+
+    return jax.tree.map(place, batch)
+
+
+def place(tree, shardings):
+    """NumPy arrays, the same on every process, as global arrays. shardings: of each, or one for all."""
+
+    def put(x, sharding):
+        return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
+
+    if isinstance(shardings, NamedSharding):
+        return jax.tree.map(lambda x: put(x, shardings), tree)
+    return jax.tree.map(put, tree, shardings)
+
+
+def fetch(tree):
+    """Arrays, however laid out, as NumPy arrays on every process. All processes have to ask for them."""
+
+    def whole(x):
+        addressable = getattr(x, "is_fully_addressable", True)
+        return x if addressable else multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.device_get(jax.tree.map(whole, tree))
+
+
+def _shares(mesh: JaxMesh) -> int:
+    """Into how many parts a batch is split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]

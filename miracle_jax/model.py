@@ -8,6 +8,7 @@
 Path of a batch: contexts -> prior encoder -> z(T) -> ODE down the energy -> z(0) -> decoder -> replies.
 """
 
+import copy
 import dataclasses
 import json
 import logging
@@ -155,6 +156,12 @@ class Model:
         self._allowed = np.arange(run.decoder.vocab_size) < tokenizers.decoder.size
         self._allowed[tokenizers.decoder.bos_id] = False
         self._encode = jax.jit(lambda encoder, tokens, length: encoder(tokens, length))
+
+    def on(self, device: jax.Device) -> "Model":
+        """The same with its parameters on that device."""
+        replica = copy.copy(self)
+        replica.miracle, replica.heads = jax.device_put((self.miracle, self.heads), device)
+        return replica
 
     def reply(self, context: Context, personality: Personality = None, **options) -> Reply:
         """One reply; takes the options of `replies`."""

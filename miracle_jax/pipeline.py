@@ -137,24 +137,20 @@ class Batches:
         batch_size: int,
         accumulate: int,
         seed: int,
-        process_index: int = 0,
-        process_count: int = 1,
+        own: np.ndarray | None = None,
     ):
-        """batch_size: instances of a step, all micro-batches and processes together. Of each micro-batch, process p
-        gets the p-th of `process_count` equal slices; it reads no others.
+        """batch_size: instances of a step, all micro-batches and processes together. own: the numbers of the rows of a
+        micro-batch that this process reads (`mesh.own_rows`); None: all.
 
-        Raises UserError when a micro-batch has no place for every attribute or cannot be split over the processes.
+        Raises UserError when a micro-batch has no place for every attribute.
         """
         rows = batch_size // accumulate
-        if rows % process_count:
-            raise UserError(f"a micro-batch of {rows} instances cannot be split over {process_count} processes evenly")
         self.examples, self.buckets = examples, [tuple(bucket) for bucket in buckets]
         # Fewer instances than a batch holds make one step an epoch, in which they repeat.
         self.steps_per_epoch = max(len(examples) // batch_size, 1)
         self._accumulate, self._seed = accumulate, seed
         self.columns = None  # as in `collate`; to be set before the first batch is taken
-        own = rows // process_count
-        self._own = slice(process_index * own, (process_index + 1) * own)
+        self._own = slice(None) if own is None else own
         self.bucket_of = assign_buckets(examples.lengths, self.buckets)
         self._widths = widths_of(examples, self.bucket_of, self.buckets)
         # An instance with several labels is drawn as one of its rarest attribute, so that this one is in every batch;
@@ -270,27 +266,25 @@ def evaluation_batches(
     examples: Examples,
     buckets: Sequence[Limits],
     batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    own: np.ndarray | None = None,
     columns: dict[str, np.ndarray] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches (B, ...) that hold every instance once, in the order of their buckets.
 
     Beside a training batch's arrays they have `turn` (B,), the number of questions in the context, and `weight` (B,)
     float32: 1, or 0 for the rows that fill up the last batch, which have no labels and no reply either.
+
+    own: as of `Batches`.
     """
-    if batch_size % process_count:
-        raise UserError(f"a batch of {batch_size} instances cannot be split over {process_count} processes evenly")
-    own = batch_size // process_count
+    own = slice(None) if own is None else own
     bucket_of = assign_buckets(examples.lengths, buckets)
     widths = widths_of(examples, bucket_of, buckets)
     order = np.argsort(bucket_of, kind="stable")
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
         bucket = widths[bucket_of[indices].max()]
-        weight = np.arange(batch_size) < len(indices)
-        indices = np.resize(indices, batch_size)[process_index * own :][:own]
-        weight = weight[process_index * own :][:own]
+        weight = (np.arange(batch_size) < len(indices))[own]
+        indices = np.resize(indices, batch_size)[own]
         batch = collate(examples, indices, bucket, columns)
         batch["labels"] = np.where(weight[:, None], batch["labels"], UNKNOWN)
         batch["reply_length"] = np.where(weight, batch["reply_length"], 1)

@@ -215,7 +215,7 @@ def coarsest(config: Config, sizes: tuple[int, ...], devices: Sequence[jax.Devic
     Where none fits, the plan of the last.
     """
     layouts = [config.mesh]
-    if config.mesh.fsdp == 1:
+    if config.mesh.fsdp == config.mesh.model == 1:
         layouts = [dataclasses.replace(config.mesh, fsdp=parts) for parts in ladder(len(devices), 1)]
     for layout in layouts:
         found = plan(dataclasses.replace(config, mesh=layout), sizes, devices, **how)
@@ -309,7 +309,11 @@ def read_command(argv: list[str] | None):
 def plans(given, config: Config, chip: Chip | None) -> Iterator[dict]:
     """One after the other: the config's model, then the sizes, each for every number of devices."""
     memory = given.memory_gb * 1e9 or (chip.memory if chip else math.inf)
-    numbers = sorted(set(given.devices)) if len(given.devices) > 1 else ladder(given.devices[0], config.mesh.fsdp)
+    numbers = (
+        sorted(set(given.devices))
+        if len(given.devices) > 1
+        else ladder(given.devices[0], config.mesh.fsdp * config.mesh.model)
+    )
     devices = {} if given.compiler == "tpu" else dict.fromkeys(numbers, virtual_devices(max(numbers)))
     schema = examples.load_frozen(config.data.frozen).schema if config.data.frozen else Schema.load(config.data.schema)
     models = {"as configured": config}

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from miracle_jax import losses
+from miracle_jax import losses, mesh
 from miracle_jax.config import Config
 from miracle_jax.cvae import join
 from miracle_jax.examples import Examples
@@ -27,13 +27,16 @@ def encoder_means(graphdef, params, examples: Examples) -> dict[str, np.ndarray]
     """What frozen encoders make of every text: {"context_mean", "joint_mean"}, (N, D) float32."""
 
     @partial(jax.jit, static_argnames="encoder")
-    def read(params, tokens, length, encoder):
+    def means(params, tokens, length, encoder):
         return getattr(nnx.merge(graphdef, params), encoder).bert.mean(tokens, length)
+
+    def read(tokens, length, encoder):
+        return mesh.fetch(means(params, tokens, length, encoder))
 
     encoders = {"context": "prior", "joint": "posterior"} if "posterior" in params else {"context": "prior"}
     return {
         f"{name}_mean": by_length(
-            partial(read, params, encoder=encoder),
+            partial(read, encoder=encoder),
             examples.lengths[:, field],
             lambda rows, field=field: [row[field] for row in examples.tokens(rows)],
             examples.padding[field],
@@ -83,9 +86,10 @@ def prior_means(graphdef, params, batches: Iterable[dict]) -> dict[str, np.ndarr
 
     rows = []
     for batch in batches:
-        counted = np.asarray(batch["weight"]) > 0
-        columns = {"z": encode(params, batch), "labels": batch["labels"], "turn": batch["turn"]}
-        rows.append({name: np.asarray(column)[counted] for name, column in columns.items()})
+        known = {name: batch[name] for name in ("labels", "turn", "weight")}
+        columns = mesh.fetch(known | {"z": encode(params, batch)})
+        counted = columns.pop("weight") > 0
+        rows.append({name: column[counted] for name, column in columns.items()})
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 
 
@@ -115,7 +119,7 @@ def fit(
     optimizer = optax.adamw(optax.schedules.linear_schedule(learning_rate, 0.0, steps), weight_decay=weight_decay)
 
     @jax.jit
-    def run(params, data, keys):
+    def run(params, data):
         def step(carry, step_key):
             params, opt_state = carry
             rows_key, loss_key = jax.random.split(step_key)
@@ -123,15 +127,15 @@ def fit(
             updates, opt_state = optimizer.update(jax.grad(loss)(params, data, rows, loss_key), opt_state, params)
             return (optax.apply_updates(params, updates), opt_state), None
 
-        return jax.lax.scan(step, (params, optimizer.init(params)), keys)[0][0]
+        return jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(key, steps))[0][0]
 
-    return run(params, data, jax.random.split(key, steps))
+    return run(params, data)
 
 
 def head_accuracy(heads_graph, params, data: dict[str, np.ndarray], names: tuple[str, ...]) -> dict:
     """Accuracy on the prior means of contexts: per attribute, their mean, and per turn (contexts of a first turn
     carry no aspect, since nothing was answered yet)."""
-    guess = np.argmax(np.asarray(nnx.merge(heads_graph, params)(jnp.asarray(data["z"]))), axis=-1)
+    guess = np.argmax(np.asarray(nnx.merge(heads_graph, mesh.fetch(params))(jnp.asarray(data["z"]))), axis=-1)
     known = data["labels"] >= 0
     right = (guess == data["labels"]) & known
     per_attribute = {

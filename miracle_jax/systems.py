@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from miracle_jax import config, dataset, generate, mesh, report, storage
+from miracle_jax import cluster, config, dataset, generate, mesh, report, storage
 from miracle_jax.attributes import UNKNOWN, Schema
 from miracle_jax.errors import UserError
 from miracle_jax.model import Model
@@ -142,8 +142,9 @@ def variants_of(kind: str, name: str, sample: config.Sample, schema: Schema) -> 
 
 def answer(
     model: Model, variant: Variant, test: TestSet, decode: config.Decode, counterfactual: bool, seed: int, folder: Path
-) -> System:
-    """The variant's replies; those that are in `folder` already are taken from there."""
+) -> System | None:
+    """The variant's replies; those that are in `folder` already are taken from there. None on all processes but the
+    first, which answer too."""
     wanted = np.where(np.array(variant.judged), test.labels, UNKNOWN)
     own = test.tasks(np.where(np.array(variant.asked), test.labels, UNKNOWN), list(test.chosen))
     every = []
@@ -156,11 +157,14 @@ def answer(
     )
     path = folder / f"{_slug(variant.name)}-{generate.digest(model, tasks, asked, {})}.jsonl"
     timing = path.with_suffix(".json")
-    if not path.exists():
+    if not cluster.tell(path.exists()):
         with _stopwatch() as clock:
             written = generate.write_file(model, tasks, dataclasses.replace(asked, out=str(path)), {})
-        with storage.replacing(timing) as file:
-            file.write(json.dumps(clock | {"replies": written, "on": mesh.hardware()}).encode())
+        if cluster.first():
+            with storage.replacing(timing) as file:
+                file.write(json.dumps(clock | {"replies": written, "on": mesh.hardware()}).encode())
+    if not cluster.first():
+        return None
     not_ok = sum(not json.loads(line)["ok"] for line in path.read_bytes().splitlines())
     facts = {"replies": len(tasks), "not_ok": not_ok, "settings": _settings(variant, decode)}
     if timing.exists():

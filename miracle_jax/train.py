@@ -22,7 +22,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Key
 
-from miracle_jax import checkpoint, dataset, losses, mesh, pipeline, pretrained, storage
+from miracle_jax import checkpoint, cluster, dataset, losses, mesh, pipeline, pretrained, storage
 from miracle_jax.command_line import read_config
 from miracle_jax.config import Config, Train, load_run, local_folder, to_dict
 from miracle_jax.cvae import Miracle, check_device, join, split
@@ -149,7 +149,7 @@ def validate(validation_step, params, batches, config: Config, names: tuple[str,
     (nats an instance), classification of the prior mean (nats a label), accuracy per attribute, and `score`, by which
     the best checkpoint is chosen: prior reconstruction + loss.classify x classification."""
     sums = [validation_step(params, batch) for batch in batches]
-    total = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *jax.device_get(sums))
+    total = jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), axis=0), *mesh.fetch(sums))
     per = {"reconstruct_posterior": "tokens", "reconstruct_prior": "tokens", "classify": "labels",
            "kl_raw": "instances", "kl_floored": "instances"}  # fmt: skip
     values = {name: float(total[name] / max(total[count], 1.0)) for name, count in per.items() if name in total}
@@ -199,6 +199,8 @@ def start_run(config: Config, workdir: Path, corpus, control: str | None = None)
             raise UserError(
                 f"{workdir} holds a run on other data; restore the files to resume it, or give another --workdir"
             )
+    if not cluster.first():
+        return
     corpus.tokenizers.save(workdir / "tokenizers")
     corpus.schema.save(workdir / "schema.toml")
     with storage.replacing(path) as file:
@@ -226,18 +228,19 @@ def train(config: Config, workdir: str | Path) -> dict:
     check_device(config)
 
     # ---- Data
-    corpus = pipeline.prepare(config, Tokenizers.load(workdir / "tokenizers") if resumed else None)
+    tokenizers = Tokenizers.load(workdir / "tokenizers") if resumed else None
+    corpus = cluster.one_first(lambda: pipeline.prepare(config, tokenizers))
     devices = mesh.make(config.mesh)
-    here = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     micro_batch = config.train.batch_size // config.train.accumulate
     mesh.check_batch(micro_batch, devices, "train.batch_size / train.accumulate")
+    own = mesh.own_rows(micro_batch, devices)
 
     def in_order(examples, columns=None):
-        for batch in pipeline.evaluation_batches(examples, config.data.buckets, micro_batch, **here, columns=columns):
+        for batch in pipeline.evaluation_batches(examples, config.data.buckets, micro_batch, own, columns):
             yield mesh.put_batch(batch, devices, batch_axis=0)
 
     batches = pipeline.Batches(
-        corpus.train, config.data.buckets, config.train.batch_size, config.train.accumulate, config.seed, **here
+        corpus.train, config.data.buckets, config.train.batch_size, config.train.accumulate, config.seed, own
     )
     steps = config.train.steps or max(round(config.train.epochs * batches.steps_per_epoch), 1)
 
@@ -250,7 +253,7 @@ def train(config: Config, workdir: str | Path) -> dict:
     def random():
         return nnx.to_pure_dict(nnx.state(Miracle(config, sizes, nnx.Rngs(keys.init))))
 
-    start_run(config, workdir, corpus)
+    cluster.one_first(lambda: start_run(config, workdir, corpus))
     if finished.exists():
         print(f"{workdir} is finished; python -m miracle_jax.generate {workdir} talks to it", flush=True)
         return json.loads(finished.read_text())
@@ -274,8 +277,9 @@ def train(config: Config, workdir: str | Path) -> dict:
         batches.columns = columns["train"]
     if config.train.latent_steps and not start:
         began = time.perf_counter()
-        data = columns["train"] | {"labels": corpus.train.labels}
-        state["params"] = warm_up(config, graphdef, state["params"], frozen, data, keys.warm_up)
+        data = mesh.place(columns["train"] | {"labels": corpus.train.labels}, mesh.replicated(devices))
+        warm = warm_up(config, graphdef, state["params"], frozen, data, keys.warm_up)
+        state["params"] = jax.device_put(warm, jax.tree.map(lambda leaf: leaf.sharding, abstract["params"]))
         jax.block_until_ready(state["params"])
         took = time.perf_counter() - began
         print(f"{config.train.latent_steps} steps on latents alone took {took:.0f} s", flush=True)
@@ -306,7 +310,7 @@ def train(config: Config, workdir: str | Path) -> dict:
     refitted = params["heads"]
     if config.train.refit_epochs:
         learned_from = prior_means(graphdef, params, in_order(corpus.train, columns["train"]))
-        refitted = refit(config, sizes, learned_from, keys.refit)
+        refitted = refit(config, sizes, mesh.place(learned_from, mesh.replicated(devices)), keys.refit)
         accuracy["refit"] = head_accuracy(heads_graph, refitted, seen, names)
     heads = max(accuracy, key=lambda name: accuracy[name]["mean"])
     for name, facts in accuracy.items():
@@ -349,9 +353,9 @@ def starting_point(config: Config, workdir: Path, random, optimizer, devices):
     if not start or frozen_shapes:
         params = jax.jit(random, out_shardings=layout(jax.eval_shape(random)))()
     if params and named:
-        params, fresh = pretrained.start_from(config, jax.device_get(params))
+        params, fresh = pretrained.start_from(config, mesh.fetch(params))
+        params = mesh.place(params, layout(params))
     trained, frozen = split(config, params)
-    frozen = jax.device_put(frozen, layout(frozen))
     if start:
         state = checkpoint.restore(manager, start, abstract)
         print(f"resuming from {workdir}/checkpoints/{start}", flush=True)
@@ -429,17 +433,19 @@ def _read_once(workdir: Path, name: str, graphdef, params, examples) -> dict[str
     if not path.exists():
         began = time.perf_counter()
         means = encoder_means(graphdef, params, examples)
-        with storage.replacing(path) as file:
-            np.savez(file, **means)
+        if cluster.first():
+            with storage.replacing(path) as file:
+                np.savez(file, **means)
         took = time.perf_counter() - began
         print(f"the frozen encoders read {len(examples)} {name} instances in {took:.0f} s", flush=True)
+        return means
     with np.load(path) as means:
         return dict(means)
 
 
 def read_command(command: str, doc: str, argv: list[str] | None = None) -> tuple[Config, str]:
     """Reads the command line of a training run: (config, --workdir). Raises UserError where either is missing."""
-    config, file, workdir = read_config(command, doc, argv)
+    config, file, workdir = read_config(command, doc + cluster.HELP, argv)
     if not workdir:
         raise UserError("--workdir is missing; it names the folder of the run, for instance --workdir runs/tiny")
     if not file:
@@ -449,7 +455,8 @@ def read_command(command: str, doc: str, argv: list[str] | None = None) -> tuple
 
 def main() -> None:
     with one_sentence():
-        train(*read_command("python -m miracle_jax.train", __doc__))
+        argv = cluster.join(None, notices=True)
+        train(*read_command("python -m miracle_jax.train", __doc__, argv))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 from micro import ROOT
 from micro import __file__ as MICRO
 
-from miracle_jax import chips, config, cost, plan
+from miracle_jax import chips, config, cost, mesh, plan
 from miracle_jax.errors import UserError
 
 # ------------------------------------------------------------------------------------------------ products
@@ -176,7 +176,7 @@ def test_bytes_agree_with_a_count_by_hand(name, fsdp):
     settings = config.load_file(ROOT / "configs" / f"{name}.py")
     threshold = 0.1 if name == "tiny" else 4.0
     settings = dataclasses.replace(settings, mesh=config.Mesh(fsdp=fsdp, shard_above_mb=threshold))
-    devices = jax.sharding.AbstractMesh((8 // fsdp, fsdp), ("data", "fsdp"))
+    devices = jax.sharding.AbstractMesh((8 // fsdp, fsdp, 1), mesh.AXES)
     step = plan.abstract_step(settings, (2, 2, 2), devices, plan.batch_shapes(settings, 3, 32))
     shapes = hand_shapes(settings, (2, 2, 2))
     parameters = hand_bytes(shapes, fsdp, threshold)
@@ -191,7 +191,7 @@ def test_frozen_parts_have_no_gradients():
     settings = config.load_file(MICRO)
     frozen = dataclasses.replace(settings.encoder, frozen=True, pretrained="somewhere")
     settings = dataclasses.replace(settings, encoder=frozen)
-    devices = jax.sharding.AbstractMesh((1, 1), ("data", "fsdp"))
+    devices = jax.sharding.AbstractMesh((1, 1, 1), mesh.AXES)
     batch = plan.batch_shapes(settings, 3, 8)
     assert batch["context_mean"].shape == (1, 8, 16) and "context" not in batch
     held = plan.abstract_step(settings, (2, 2, 2), devices, batch).held()
