@@ -8,8 +8,7 @@ gets them cut to the longest text of each batch, which costs it nothing. Batch: 
 
 The share of matmul is model FLOPs utilisation: multiplications and additions of the step's products, as
 miracle_jax.plan counts them over the tokens of ours' buckets, against the rate of a large product on the same machine.
-The paper's
-20 epochs of 42,322 turns are extrapolated from the measured step, without validation and checkpoints.
+The paper's 20 epochs of 42,322 turns are extrapolated from the measured step, without validation and checkpoints.
 """
 
 import dataclasses
@@ -112,7 +111,8 @@ def flops(settings, batches) -> float:
     """Of the products of all steps, as traced: forward and backward."""
     from miracle_jax import plan
 
-    return sum(plan.flops(settings, sizes.SIZES, batch, int(batch["reply_length"].max()) - 1) for batch in batches)
+    scored = [int(batch["reply_length"].max()) - 1 for batch in batches]
+    return sum(plan.products(settings, sizes.SIZES, *each).flops for each in zip(batches, scored, strict=True))
 
 
 def apart(given, batch: int, names: list[str]) -> dict[str, measure.Timing]:

@@ -1,4 +1,4 @@
-"""What a training step costs: products counted in the traced program, traffic read from the compiled one.
+"""What a training step costs: products counted in the traced program, collectives read from the compiled one.
 
 XLA's own cost analysis counts the body of a loop once, however often it runs, so both counts here multiply by trips.
 """
@@ -15,26 +15,35 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 # ---------------------------------------------------------------------------------------- products, as traced
 
 
-def products(jaxpr: Jaxpr | ClosedJaxpr, trips: int = 1) -> int:
-    """FLOPs of the matrix products of a traced program, two for each multiplication and addition, over all devices.
+class Products(NamedTuple):
+    """All matrix products of a program."""
 
-    What remat computes a second time counts twice. Of a conditional the dearest branch counts.
+    flops: int
+    """Two for each multiplication and addition."""
+    bytes: int
+    """Of their operands and results: what is read and written if all else is fused into them."""
+
+
+def products(jaxpr: Jaxpr | ClosedJaxpr, trips: int = 1) -> Products:
+    """The matrix products of a traced program. What remat computes a second time counts twice.
 
     trips: of loops whose length the program does not say.
     """
-    total = 0
+    flops = size = 0
     for equation in (jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr).eqns:
         name, params = equation.primitive.name, equation.params
         if name == "dot_general":
             (contracted, _), _ = params["dimension_numbers"]
-            left, out = equation.invars[0].aval, equation.outvars[0].aval
-            total += 2 * out.size * math.prod(left.shape[axis] for axis in contracted)
-        elif name == "cond":
-            total += max(products(branch, trips) for branch in params["branches"])
-        else:
-            times = {"scan": params.get("length"), "while": trips}.get(name, 1)
-            total += times * sum(products(inner, trips) for inner in _inside(params))
-    return total
+            left, right, out = (variable.aval for variable in (*equation.invars, *equation.outvars))
+            flops += 2 * out.size * math.prod(left.shape[axis] for axis in contracted)
+            size += sum(array.size * array.dtype.itemsize for array in (left, right, out))
+        inside = [products(inner, trips) for inner in _inside(params)]
+        if name == "cond":
+            inside = [max(inside)]  # the dearest branch
+        times = {"scan": params.get("length"), "while": trips}.get(name, 1)
+        flops += times * sum(inner.flops for inner in inside)
+        size += times * sum(inner.bytes for inner in inside)
+    return Products(flops, size)
 
 
 def _inside(params: dict) -> Iterator[Jaxpr | ClosedJaxpr]:
@@ -44,16 +53,13 @@ def _inside(params: dict) -> Iterator[Jaxpr | ClosedJaxpr]:
                 yield part
 
 
-# -------------------------------------------------------------------------------------- traffic, as compiled
+# ------------------------------------------------------------------------------------ collectives, as compiled
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
-         "partition-id", "iota"}  # fmt: skip
-"""Instructions that read and write nothing, or whose inside is counted."""
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
-_ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\](\{[^}]*\})?")
-_CALLED = re.compile(r"(?:condition|body|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
+_ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
+_CALLED = re.compile(r"(?:condition|body|calls|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
@@ -66,15 +72,6 @@ class Collective(NamedTuple):
     """Of the whole array that is reduced, gathered or exchanged: what one device has before or after."""
     groups: np.ndarray
     """(groups, members): the devices that take part together."""
-    trips: int
-
-
-class Traffic(NamedTuple):
-    """What one device moves in a step."""
-
-    memory: int
-    """Bytes that its instructions read and write in its own memory; a fusion counts its inputs and outputs."""
-    collectives: list[Collective]
 
 
 class _Instruction(NamedTuple):
@@ -82,30 +79,22 @@ class _Instruction(NamedTuple):
     type: str
     opcode: str
     rest: str
-
-    @property
-    def operands(self) -> list[str]:
-        return re.findall(r"%([\w.\-]+)", self.rest.partition(")")[0])
+    """Operands and attributes."""
 
 
-def traffic(text: str, trips: int = 1) -> Traffic:
-    """Reads a compiled module's text (HLO).
+def collectives(text: str, trips: int = 1) -> list[Collective]:
+    """Those of a compiled module's text (HLO), by what one device exchanges.
 
     trips: of loops whose length the program does not say.
     """
     computations, entry = _parse(text)
     times: dict[str, int] = defaultdict(int)
     _visit(entry, 1, computations, trips, times)
-    memory, collectives = 0, []
-    for name, number in times.items():
-        types = {one.name: one.type for one in computations[name]}
-        for one in computations[name]:
-            kind = one.opcode.removesuffix("-start")
-            if kind in COLLECTIVES:
-                collectives.append(Collective(kind, number * _exchanged(one), _groups(one), number))
-            if one.opcode not in _FREE and not one.opcode.endswith("-done"):
-                memory += number * _moved(one, types, computations)
-    return Traffic(memory, collectives)
+    return [
+        Collective(kind, number * _exchanged(one), _groups(one))
+        for name, number in times.items() for one in computations[name]
+        if (kind := one.opcode.removesuffix("-start")) in COLLECTIVES
+    ]  # fmt: skip
 
 
 def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
@@ -121,16 +110,15 @@ def _parse(text: str) -> tuple[dict[str, list[_Instruction]], str]:
 
 
 def _visit(name: str, times: int, computations, trips: int, found: dict[str, int]) -> None:
-    """Adds up how often each computation runs that is a program of its own (no fusion, no reducer)."""
+    """Adds up how often each computation runs."""
     found[name] += times
     for one in computations[name]:
-        if one.opcode in ("while", "call", "conditional", "async-start"):
-            inner = times * (_length(one, computations, trips) if one.opcode == "while" else 1)
-            called = _CALLED.findall(one.rest)
-            for branches in _BRANCHES.findall(one.rest):
-                called += re.findall(r"%?([\w.\-]+)", branches)
-            for callee in called:
-                _visit(callee, inner, computations, trips, found)
+        inner = times * (_length(one, computations, trips) if one.opcode == "while" else 1)
+        called = _CALLED.findall(one.rest)
+        for branches in _BRANCHES.findall(one.rest):
+            called += re.findall(r"%?([\w.\-]+)", branches)
+        for callee in called:
+            _visit(callee, inner, computations, trips, found)
 
 
 def _length(loop: _Instruction, computations, trips: int) -> int:
@@ -139,51 +127,19 @@ def _length(loop: _Instruction, computations, trips: int) -> int:
         return int(known[1])
     condition = computations[re.search(r"condition=%?([\w.\-]+)", loop.rest)[1]]
     last, constants = condition[-1], {c.name: c.rest for c in condition if c.opcode == "constant"}
-    bounds = [constants[name] for name in last.operands if name in constants]
+    operands = re.findall(r"%([\w.\-]+)", last.rest.partition(")")[0])
+    bounds = [constants[name] for name in operands if name in constants]
     if last.opcode == "compare" and "direction=LT" in last.rest and bounds:
         return int(bounds[0].partition(")")[0])
     return trips
 
 
-def _main(type: str) -> int:
-    """Bytes in the main memory: without what a TPU keeps on the chip, S(1) in its layouts."""
-    return _bytes(_ARRAY.sub(lambda array: "" if "S(1)" in (array[3] or "") else array[0], type))
-
-
 def _bytes(type: str) -> int:
     total = 0
-    for kind, shape, _ in _ARRAY.findall(type):
+    for kind, shape in _ARRAY.findall(type):
         bits = 8 if kind == "pred" else int(re.search(r"\d+", kind)[0])
         total += math.prod(int(size) for size in shape.split(",") if size) * bits // 8
     return total
-
-
-def _moved(one: _Instruction, types: dict[str, str], computations) -> int:
-    """Bytes read and written. Of what is sliced or updated in place only the slice counts."""
-    operands = [types.get(name, "") for name in one.operands]
-    if one.opcode in ("dynamic-slice", "gather", "slice"):
-        return 2 * _main(one.type)
-    if one.opcode == "dynamic-update-slice":
-        return 2 * _main(operands[1])
-    called = _CALLED.search(one.rest) if one.opcode == "fusion" else None
-    inner = computations.get(called[1], []) if called else []
-    if not inner:
-        return _main(one.type) + sum(map(_main, operands))
-    read, written = 0, _main(one.type)
-    inside = {part.name: part for part in inner}
-    for part in inner:
-        if part.opcode == "parameter":
-            users = [user for user in inner if part.name in user.operands]
-            sliced = [user for user in users if user.opcode in ("dynamic-slice", "gather")]
-            updated = [u for u in users if u.opcode == "dynamic-update-slice" and u.operands[0] == part.name]
-            if users and len(sliced) == len(users):
-                read += sum(_main(user.type) for user in sliced)
-            elif users and len(updated) == len(users):
-                updates = sum(_main(inside[user.operands[1]].type) for user in updated)
-                written += updates - sum(_main(user.type) for user in updated)
-            else:
-                read += _main(part.type)
-    return read + max(written, 0)
 
 
 def _exchanged(one: _Instruction) -> int:

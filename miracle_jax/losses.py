@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from miracle_jax import config
+from miracle_jax import config, mesh
 from miracle_jax.cvae import Outputs
 from miracle_jax.decoder import LmHead
 from miracle_jax.latent import Gaussian
@@ -63,7 +63,7 @@ def reconstruction(
 
 
 LOGITS_MB = 128
-"""Most memory that `cross_entropy` spends on logits at a time."""
+"""Most memory of a device that `cross_entropy` spends on logits at a time."""
 
 
 @jax.custom_vjp
@@ -109,11 +109,15 @@ def _zero(hidden):
 
 def _positions(target, lm_head) -> int:
     """How many positions are scored at a time."""
-    return -(-target.shape[1] // pieces(*target.shape, lm_head.table.shape[0]))
+    rows, positions = target.shape
+    return -(-positions // pieces(rows // mesh.shares_in_force(), positions, lm_head.table.shape[0]))
 
 
 def pieces(rows: int, positions: int, vocabulary: int, used: int | None = None) -> int:
-    """In how many pieces `cross_entropy` scores so many rows. used: positions up to the last that has a weight."""
+    """In how many pieces `cross_entropy` scores so many rows a device.
+
+    used: positions up to the last that has a weight.
+    """
     most = max(int(LOGITS_MB * 2**20) // (4 * rows * vocabulary), 1)
     number = -(-positions // most)
     return number if used is None else -(-used // -(-positions // number))

@@ -20,7 +20,8 @@ they do not at all.
 
 The batch has the longest bucket. Where it has fewer rows than there are devices, each device gets one; --rows N gives
 each device N. Programs are compiled for CPUs unless --compiler tpu is given, which needs libtpu (the extra `tpu`), no
-TPU. A CPU's program computes bfloat16 in float32: it overstates peak memory, and what is read, written and exchanged.
+TPU. A CPU's program computes bfloat16 in float32 and combines fewer collectives: it overstates peak memory and what is
+exchanged.
 
 Pretrained checkpoints are not fetched: one on this machine tells its shape, of one on the hub the config's fields do.
 """
@@ -60,9 +61,6 @@ SIZES = {  # the shapes of TinyLlama-1.1B, Llama-3.2-3B and Llama-2-7B
 }
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 """For CPUs: the machine code is never run. The program's arrays and collectives do not depend on it."""
-WIDENED = 2.0
-"""By how much a CPU's program overstates what a bfloat16 model reads and writes: 286 against 140 GB for
-configs/base.py, 32 rows on 8 devices, compiled for CPU and for TPU v5e."""
 
 
 # --------------------------------------------------------------------------------------------- the step, as shapes
@@ -115,12 +113,13 @@ def abstract_step(config: Config, sizes: tuple[int, ...], devices: JaxMesh, batc
         lambda params: {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}, trained
     )
     state = layout(state)
-    rows = NamedSharding(devices, P(None, mesh.BATCH_AXES))
+    by_rows = NamedSharding(devices, P(None, mesh.BATCH_AXES))
     step = make_train_step(
         config, graphdef, optimizer, jax.random.key(0), jax.tree.map(lambda leaf: leaf.sharding, state)
     )
-    trips = losses.pieces(*batch["reply"].shape[1:], config.decoder.vocab_size)
-    return Step(step, state, laid_out(batch, {name: rows for name in batch}), layout(frozen), trips)
+    rows, positions = batch["reply"].shape[1:]
+    trips = losses.pieces(rows // shares_of(devices), positions, config.decoder.vocab_size)
+    return Step(step, state, laid_out(batch, {name: by_rows for name in batch}), layout(frozen), trips)
 
 
 def batch_shapes(config: Config, attributes: int, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -138,8 +137,8 @@ def batch_shapes(config: Config, attributes: int, rows: int) -> dict[str, jax.Sh
     return shapes | {"labels": jax.ShapeDtypeStruct((groups, rows, attributes), jnp.int32)}
 
 
-def flops(config: Config, sizes: tuple[int, ...], batch: dict, scored: int | None = None) -> int:
-    """FLOPs of the products of one step over all devices, for a batch of arrays or of shapes. See cost.products.
+def products(config: Config, sizes: tuple[int, ...], batch: dict, scored: int | None = None) -> cost.Products:
+    """Those of one step on one device, for a batch of arrays or of shapes.
 
     scored: tokens of the longest reply whose next is scored, where it is shorter than its bucket.
     """
@@ -148,12 +147,17 @@ def flops(config: Config, sizes: tuple[int, ...], batch: dict, scored: int | Non
     return cost.products(abstract_step(config, sizes, one, batch).trace().jaxpr, trips)
 
 
+def shares_of(devices: JaxMesh) -> int:
+    """Into how many parts a batch is split."""
+    return math.prod(devices.shape[axis] for axis in mesh.BATCH_AXES)
+
+
 def rows_of(config: Config, devices: JaxMesh, rows: int = 0) -> int:
     """Rows of a micro-batch over all devices: the config's, at least one for each that has a part of the batch.
 
     rows: for each such device, in place of the config's. Raises UserError when they cannot share them evenly.
     """
-    shares = math.prod(devices.shape[axis] for axis in mesh.BATCH_AXES)
+    shares = shares_of(devices)
     if rows:
         return rows * shares
     configured = config.train.batch_size // config.train.accumulate
@@ -184,29 +188,27 @@ def plan(
     }  # fmt: skip
     if sum(held.values()) > room:
         return found | {"fits": False}
-    traced = step.trace()
     on_cpu = devices[0].platform == "cpu"
-    compiled = traced.lower().compile(compiler_options=QUICK if on_cpu else None)
-    stats, moved = compiled.memory_analysis(), cost.traffic(compiled.as_text(), step.trips)
-    temporary = stats.temp_size_in_bytes
-    peak = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes + temporary
-    exchanged = {
-        kind: sum(one.bytes for one in moved.collectives if one.kind == kind) for kind in cost.COLLECTIVES
-    }  # fmt: skip
+    compiled = step.trace().lower().compile(compiler_options=QUICK if on_cpu else None)
+    stats, exchanged = compiled.memory_analysis(), cost.collectives(compiled.as_text(), step.trips)
+    peak = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    own = products(config, sizes, batch_shapes(config, len(sizes), batch["reply"].shape[1] // shares_of(layout)))
+    by_kind = {kind: sum(one.bytes for one in exchanged if one.kind == kind) for kind in cost.COLLECTIVES}
     found |= {
-        "arguments_bytes": stats.argument_size_in_bytes, "temporary_bytes": temporary, "peak_bytes": peak,
-        "flops": cost.products(traced.jaxpr, step.trips) / len(devices),
-        "memory_traffic_bytes": moved.memory / (WIDENED if on_cpu and config.dtype == "bfloat16" else 1.0),
-        "collective_bytes": {kind: size for kind, size in exchanged.items() if size},
-        "fits": peak <= room, "compiled_in_seconds": time.perf_counter() - began,
+        "arguments_bytes": stats.argument_size_in_bytes, "temporary_bytes": stats.temp_size_in_bytes,
+        "peak_bytes": peak + stats.temp_size_in_bytes, "flops": own.flops / layout.shape["model"],
+        # The optimizer reads and writes its state and the parameters; gradients are written and read.
+        "memory_traffic_bytes": own.bytes / layout.shape["model"] + 2 * (sum(held.values()) - held["frozen"]),
+        "collective_bytes": {kind: size for kind, size in by_kind.items() if size},
+        "compiled_in_seconds": time.perf_counter() - began,
     }  # fmt: skip
     if chip:
-        times = chips.seconds(chip, found["flops"], found["memory_traffic_bytes"], moved.collectives)
+        times = chips.seconds(chip, found["flops"], found["memory_traffic_bytes"], exchanged)
         found |= {
             "seconds": times, "step_seconds": [max(times.values()), sum(times.values())],
             "bound": max(times, key=times.get),
         }  # fmt: skip
-    return found
+    return found | {"fits": found["peak_bytes"] <= room}
 
 
 def coarsest(config: Config, sizes: tuple[int, ...], devices: Sequence[jax.Device], **how) -> dict:
@@ -260,6 +262,7 @@ def tpu_devices(chip: str, number: int) -> list[jax.Device]:
     shapes = {math.prod(map(int, shape.split("x"))): shape for shape in chips.CHIPS[chip].topologies}
     if not shapes:
         raise UserError(f"--compiler tpu compiles for TPUs, but --chip is {chip}; leave --compiler out")
+    shapes = {1: next(iter(shapes.values()))} | shapes  # one chip of the smallest slice
     if number not in shapes:
         raise UserError(
             f"--compiler tpu knows slices of {', '.join(map(str, shapes))} {chip} chips, not of {number}; choose "
@@ -270,6 +273,7 @@ def tpu_devices(chip: str, number: int) -> list[jax.Device]:
             "--compiler tpu needs libtpu, which is not installed; run bash launch/setup.sh tpu (no TPU is needed), or "
             "leave --compiler out"
         )
+    jax.config.update("jax_platforms", "cpu")  # what is not compiled for them
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # libtpu would ask a metadata server for the TPUs of this machine
     return topologies.get_topology_desc(f"{chip}:{shapes[number]}", platform="tpu").devices
 

@@ -81,8 +81,10 @@ def make_train_step(config: Config, graphdef, optimizer, key, shardings=None):
     """
 
     def loss(params, micro_batch, key, cycle, total, frozen):
-        out = nnx.merge(graphdef, join(params, frozen))(micro_batch, key, noise=cycle)
-        named = losses.parts(out, micro_batch, config.loss, total)
+        with mesh.within(shardings):
+            out = nnx.merge(graphdef, join(params, frozen))(micro_batch, key, noise=cycle)
+            out = out._replace(lm_head=mesh.gathered(out.lm_head, config.mesh))
+            named = losses.parts(out, micro_batch, config.loss, total)
         return losses.weighted_sum(named, config.loss, cycle), named
 
     @partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
