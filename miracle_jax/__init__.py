@@ -34,6 +34,9 @@ The files, in the order in which a sentence travels:
     report.py        what a run tells
     stages.py        before and after the CVAE: latents alone
     train.py         the training                                       python -m miracle_jax.train
+    cost.py          products of a step as traced, collectives as compiled
+    chips.py         accelerators by their published figures
+    plan.py          a step on hardware that is not here                python -m miracle_jax.plan
     model.py         load(workdir): a model to talk to
     generate.py      replies                                            python -m miracle_jax.generate
     metrics.py       BLEU, ROUGE, Distinct and self-BLEU

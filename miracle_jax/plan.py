@@ -212,14 +212,17 @@ def plan(
 
 
 def coarsest(config: Config, sizes: tuple[int, ...], devices: Sequence[jax.Device], **how) -> dict:
-    """The plan of the first mesh that fits: the config's own if it splits anything, else fsdp 1, 8, 64, ... devices.
+    """The plan of the first mesh that fits: the config's own if it splits anything, else parameters split over 1, 8,
+    64, ... devices, at last over all with matrices multiplied in eight parts (`model`).
 
     Where none fits, the plan of the last.
     """
-    layouts = [config.mesh]
-    if config.mesh.fsdp == config.mesh.model == 1:
-        layouts = [dataclasses.replace(config.mesh, fsdp=parts) for parts in ladder(len(devices), 1)]
-    for layout in layouts:
+    splits = [(config.mesh.fsdp, config.mesh.model)]
+    if splits == [(1, 1)]:
+        splits = [(parts, 1) for parts in ladder(len(devices), 1)]
+        splits += [(len(devices) // 8, 8)] if len(devices) % 8 == 0 else []
+    for fsdp, model in splits:
+        layout = dataclasses.replace(config.mesh, fsdp=fsdp, model=model)
         found = plan(dataclasses.replace(config, mesh=layout), sizes, devices, **how)
         if found["fits"]:
             break
@@ -331,7 +334,7 @@ def plans(given, config: Config, chip: Chip | None) -> Iterator[dict]:
 
 
 COLUMNS = {
-    "model": 13, "M parameters": 12, "devices": 7, "mesh": 17, "batch": 5, "parameters": 10, "gradients": 9,
+    "model": 13, "M parameters": 12, "devices": 7, "mesh": 27, "batch": 5, "parameters": 10, "gradients": 9,
     "optimizer": 9, "peak": 7, "TFLOP": 7, "collectives": 30, "compute": 7, "memory": 7, "network": 7,
     "step": 14, "bound": 7, "fits": 4,
 }  # fmt: skip
