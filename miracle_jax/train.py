@@ -462,9 +462,9 @@ def read_command(command: str, doc: str, argv: list[str] | None = None) -> tuple
     return config, workdir
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     with one_sentence():
-        argv = cluster.join(None, notices=True)
+        argv = cluster.join(argv, notices=True)
         train(*read_command("python -m miracle_jax.train", __doc__, argv))
 
 

@@ -64,6 +64,16 @@ def test_two_steps_with_split_parameters_equal_those_of_one_device():
     assert len(kernel.sharding.device_set) == 8 and kernel.sharding.spec == P(None, None, "fsdp")
 
 
+@pytest.mark.slow
+def test_two_steps_with_matrices_multiplied_in_parts_equal_those_of_one_device():
+    one, _ = train(None)
+    many, shardings = train(config.Mesh(fsdp=2, model=2, shard_above_mb=0.001))
+    assert_trees_close(jax.device_get(many), jax.device_get(one), 1e-5)
+    blocks = many["state"]["params"]["decoder"]["layers"]["blocks"]
+    specs = [blocks[name]["kernel"].sharding.spec for name in ("mlp_in", "mlp_out")]
+    assert specs == [P(None, "fsdp", "model"), P(None, "model", "fsdp")]
+
+
 def test_losses_over_eight_shards_equal_those_of_one_device():
     """Values and gradients in the default layout. No shard has every attribute, none the mean number of tokens."""
     devices = mesh.make(config.Mesh())
@@ -101,11 +111,31 @@ def test_large_parameters_are_split_on_their_largest_divisible_axis(fsdp, shape,
     layout = config.Mesh(fsdp=fsdp, shard_above_mb=1.0)
     devices = mesh.make(layout)
     sharding = mesh.parameter_shardings({"x": jax.ShapeDtypeStruct(shape, jnp.float32)}, devices, layout)["x"]
-    assert dict(devices.shape) == {"data": 8 // fsdp, "fsdp": fsdp}
+    assert dict(devices.shape) == {"data": 8 // fsdp, "fsdp": fsdp, "model": 1}
     if shape == (1024, 1024) and fsdp > 1:  # either axis will do
         assert sharding.spec in (P("fsdp"), P(None, "fsdp"))
     else:
         assert sharding.spec == P(*spec)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec"),
+    [
+        ((2, 512, 1536), (None, "fsdp", "model")),  # query, key and value: by columns
+        ((2, 512, 512), (None, "model", "fsdp")),  # the attention's output: by rows
+        ((2, 2048, 512), (None, "model", "fsdp")),
+        ((50_258, 512), ("model", "fsdp")),  # an embedding: by the vocabulary
+        ((50_257, 512), (None, "model")),  # which is odd
+        ((50_257, 511), ()),
+        ((1_000_000,), ("model",)),
+    ],
+)
+def test_model_takes_the_largest_axis_and_fsdp_the_next(shape, spec):
+    layout = config.Mesh(fsdp=2, model=2, shard_above_mb=1.0)
+    devices = mesh.make(layout)
+    assert dict(devices.shape) == {"data": 2, "fsdp": 2, "model": 2}
+    sharding = mesh.parameter_shardings({"x": jax.ShapeDtypeStruct(shape, jnp.float32)}, devices, layout)["x"]
+    assert sharding.spec == P(*spec)
 
 
 def test_the_rule_goes_by_bytes():
@@ -134,3 +164,37 @@ def test_a_batch_that_devices_cannot_share_is_refused():
         mesh.check_batch(12, devices, "train.batch_size")
     with pytest.raises(UserError, match="mesh.fsdp 3 does not divide the number of devices, 8"):
         mesh.make(config.Mesh(fsdp=3))
+    with pytest.raises(UserError, match="mesh.fsdp 4 times mesh.model 4 does not divide the number of devices, 8"):
+        mesh.make(config.Mesh(fsdp=4, model=4))
+    devices = mesh.make(config.Mesh(model=2))
+    mesh.check_batch(12, devices, "train.batch_size")
+    with pytest.raises(UserError, match="is 6 instances, which 4 groups of 2 devices cannot share evenly"):
+        mesh.check_batch(6, devices, "train.batch_size")
+
+
+def test_devices_of_a_model_group_hold_the_same_rows():
+    devices = mesh.make(config.Mesh(fsdp=2, model=2))
+    rows = np.arange(8 * 3).reshape(8, 3)
+    placed = mesh.put_batch({"x": rows}, devices, batch_axis=0)["x"]
+    np.testing.assert_array_equal(placed, rows)
+    by_group = [{str(shard.index) for shard in placed.addressable_shards if shard.device in group}
+                for group in devices.devices.reshape(4, 2)]  # fmt: skip
+    assert [len(held) for held in by_group] == [1] * 4 and len(set.union(*by_group)) == 4
+
+
+def test_a_process_reads_the_rows_that_its_devices_hold(monkeypatch):
+    """As if two devices of the mesh, not next to each other, were ours."""
+    devices = mesh.make(config.Mesh())
+    assert mesh.own_rows(16, devices).tolist() == list(range(16))
+    own = NamedSharding(devices, P(mesh.BATCH_AXES)).addressable_devices_indices_map((16,))
+    some = dict(list(own.items())[1:4:2])
+    monkeypatch.setattr(NamedSharding, "addressable_devices_indices_map", lambda self, shape: some)
+    assert mesh.own_rows(16, devices).tolist() == [2, 3, 6, 7]
+
+
+def test_devices_of_several_slices_are_ordered_by_them(monkeypatch):
+    """jax.make_mesh refuses them, and JAX calls the hosts of GPUs slices too."""
+    devices = jax.devices()
+    monkeypatch.setattr(mesh, "slice_of", lambda device: device.id % 2)
+    made = mesh.make(config.Mesh(fsdp=2, model=2)).devices
+    assert made.ravel().tolist() == devices[0::2] + devices[1::2]

@@ -214,7 +214,7 @@ def test_json_gives_back_the_config(tmp_path):
     [
         ({"tran": {}}, "config has no field 'tran'; did you mean train"),
         ({"train": {"step": 5}}, "config.train has no field 'step'; did you mean steps"),
-        ({"mesh": {"zzzz": 5}}, "config.mesh has no field 'zzzz'; it has fsdp, shard_above_mb"),
+        ({"mesh": {"zzzz": 5}}, "config.mesh has no field 'zzzz'; it has fsdp, model, shard_above_mb"),
     ],
 )
 def test_an_unknown_field_in_json_gets_a_did_you_mean(tmp_path, values, sentence):
@@ -338,15 +338,14 @@ def test_flags_that_contradict_the_file_are_one_sentence():
         parse("--config", TINY, "--train.accumulate", 3)
 
 
-def test_a_run_needs_a_config_and_a_workdir(monkeypatch, capsys):
+def test_a_run_needs_a_config_and_a_workdir(capsys):
     for argv, sentence in (
         (["--workdir", "runs/x"], "--config is missing; the bundled ones are in configs/"),
         (["--config", str(TINY)], "--workdir is missing; it names the folder of the run"),
         (["--config", str(TINY), "--workdir", "gs://bucket/run"], "gs://bucket/run is not a local folder"),
     ):
-        monkeypatch.setattr("sys.argv", ["train.py", *argv])
         with pytest.raises(SystemExit) as stop:
-            train.main()
+            train.main(argv)
         assert stop.value.code == 2 and capsys.readouterr().err.startswith(f"error: {sentence}")
 
 

@@ -35,7 +35,7 @@ def test_fsdp_must_divide_the_number_of_devices():
 
 def test_the_mesh_spans_all_devices():
     devices = mesh.make(config.Mesh())
-    assert dict(devices.shape) == {"data": jax.device_count(), "fsdp": 1}
+    assert dict(devices.shape) == {"data": jax.device_count(), "fsdp": 1, "model": 1}
 
 
 def test_one_process_puts_its_rows_as_they_are():

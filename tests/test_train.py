@@ -308,9 +308,8 @@ def test_a_nan_stops_by_name_and_step_and_the_last_checkpoint_is_intact(tiny_run
 )
 def test_a_mistake_on_the_command_line_is_one_sentence_and_status_2(monkeypatch, capsys, tmp_path, arguments, sentence):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train", *arguments])
     with pytest.raises(SystemExit) as stop:
-        train.main()
+        train.main(arguments)
     message = capsys.readouterr().err
     assert stop.value.code == 2 and message.startswith(f"error: {sentence}") and message.count("\n") == 1
     assert not list(tmp_path.iterdir())
