@@ -6,9 +6,9 @@ One call is the same few optimizer steps on the same batches, dropout 0.1, AdamW
 bfloat16 (autocast in PyTorch). Ours gets the batches as its pipeline makes them, filled up to their bucket; PyTorch
 gets them cut to the longest text of each batch, which costs it nothing. Batch: 16 (tiny, base), 64 (paper).
 
-The share of matmul is model FLOPs utilisation: multiplications and additions of the step's products, as
-miracle_jax.plan counts them over the tokens of ours' buckets, against the rate of a large product on the same machine.
-The paper's 20 epochs of 42,322 turns are extrapolated from the measured step, without validation and checkpoints.
+The share of matmul is model FLOPs utilisation: multiplications and additions of the step's products, as `plan` counts
+them over the tokens of ours' buckets, against the rate of a large product on the same machine. The paper's
+20 epochs of 42,322 turns are extrapolated from the measured step, without validation and checkpoints.
 """
 
 import dataclasses
@@ -109,10 +109,10 @@ def cut(batch: dict) -> dict:
 
 def flops(settings, batches) -> float:
     """Of the products of all steps, as traced: forward and backward."""
-    from miracle_jax import plan
+    from miracle_jax import abstract
 
     scored = [int(batch["reply_length"].max()) - 1 for batch in batches]
-    return sum(plan.products(settings, sizes.SIZES, *each).flops for each in zip(batches, scored, strict=True))
+    return sum(abstract.products(settings, sizes.SIZES, *each).flops for each in zip(batches, scored, strict=True))
 
 
 def apart(given, batch: int, names: list[str]) -> dict[str, measure.Timing]:

@@ -36,6 +36,7 @@ The files, in the order in which a sentence travels:
     stages.py        before and after the CVAE: latents alone
     train.py         the training                                       python -m miracle_jax.train
     cost.py          products of a step as traced, collectives as compiled
+    abstract.py      a step and its arguments as shapes
     chips.py         accelerators by their published figures
     plan.py          a step on hardware that is not here                python -m miracle_jax.plan
     model.py         load(workdir): a model to talk to

@@ -59,7 +59,7 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
-_CALLED = re.compile(r"(?:condition|body|calls|true_computation|false_computation)=%?([\w.\-]+)")
+_CALLED = re.compile(r"(?:condition|body|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
@@ -152,7 +152,7 @@ def _exchanged(one: _Instruction) -> int:
     elif one.opcode == "collective-permute-start":
         size //= 2
     # XLA's CPU code cannot reduce bfloat16 and widens it: other devices do not.
-    return size // 2 if "promoted" in one.rest else size
+    return size // 2 if "_promoted" in one.rest else size
 
 
 def _groups(one: _Instruction) -> np.ndarray:

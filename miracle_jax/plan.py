@@ -37,22 +37,15 @@ import time
 from collections.abc import Iterator, Sequence
 
 import jax
-import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh as JaxMesh
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from miracle_jax import chips, cost, examples, losses, mesh, pretrained, storage
+from miracle_jax import abstract, chips, cost, examples, mesh, pretrained, storage
 from miracle_jax.attributes import Schema
 from miracle_jax.chips import Chip
 from miracle_jax.command_line import read_config
 from miracle_jax.config import Config, Llama, to_dict
-from miracle_jax.cvae import Miracle, split
 from miracle_jax.errors import UserError, one_sentence
-from miracle_jax.examples import FIELDS, PROMPT
 from miracle_jax.hub import on_hub
-from miracle_jax.train import make_optimizer, make_train_step
 
 SIZES = {  # the shapes of TinyLlama-1.1B, Llama-3.2-3B and Llama-2-7B
     "1b": Llama(vocab_size=32000, width=2048, depth=22, heads=32, kv_heads=4, mlp=5632, tied=False, dropout=0.0),
@@ -63,93 +56,7 @@ QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes
 """For CPUs: the machine code is never run. The program's arrays and collectives do not depend on it."""
 
 
-# --------------------------------------------------------------------------------------------- the step, as shapes
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """A training step and the shapes of its arguments, laid out over a mesh."""
-
-    step: object
-    """The jitted function of `make_train_step`."""
-    state: dict
-    batch: dict
-    frozen: dict
-    trips: int
-    """Of the loop over pieces of the vocabulary's scores, whose length the program does not say."""
-
-    def trace(self):
-        return self.step.trace(self.state, self.batch, self.frozen)
-
-    def held(self) -> dict[str, int]:
-        """Bytes that one device holds: {"parameters", "gradients", "optimizer", "frozen"}."""
-        parameters = device_bytes(self.state["params"])
-        return {
-            "parameters": parameters, "gradients": parameters, "optimizer": device_bytes(self.state["opt_state"]),
-            "frozen": device_bytes(self.frozen),
-        }  # fmt: skip
-
-
-def device_bytes(tree) -> int:
-    """Bytes of one device's part of arrays, from their shapes and shardings."""
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def abstract_step(config: Config, sizes: tuple[int, ...], devices: JaxMesh, batch: dict) -> Step:
-    """sizes: number of aspects of each attribute. batch: of shapes (`batch_shapes`), or of arrays as the pipeline
-    makes them."""
-
-    def laid_out(tree, shardings):
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
-
-    def layout(tree):
-        return laid_out(tree, mesh.parameter_shardings(tree, devices, config.mesh))
-
-    model = nnx.eval_shape(lambda: Miracle(config, sizes, nnx.Rngs(0)))
-    graphdef, params = nnx.graphdef(model), nnx.to_pure_dict(nnx.state(model))
-    optimizer, _ = make_optimizer(config, 1000)  # steps change numbers, not shapes
-    trained, frozen = split(config, params)
-    state = jax.eval_shape(
-        lambda params: {"params": params, "opt_state": optimizer.init(params), "step": jnp.int32(0)}, trained
-    )
-    state = layout(state)
-    by_rows = NamedSharding(devices, P(None, mesh.BATCH_AXES))
-    step = make_train_step(
-        config, graphdef, optimizer, jax.random.key(0), jax.tree.map(lambda leaf: leaf.sharding, state)
-    )
-    rows, positions = batch["reply"].shape[1:]
-    trips = losses.pieces(rows // shares_of(devices), positions, config.decoder.vocab_size)
-    return Step(step, state, laid_out(batch, {name: by_rows for name in batch}), layout(frozen), trips)
-
-
-def batch_shapes(config: Config, attributes: int, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch of the longest bucket as pipeline.py makes it. rows: of a micro-batch, over all devices."""
-    groups, shapes = config.train.accumulate, {}
-    widths = dict(zip(FIELDS, config.data.buckets[-1], strict=True))
-    if config.decoder.sees_context:
-        widths[PROMPT] = -(-config.decoder.prompt_limit // 8) * 8
-    for name, width in widths.items():
-        if config.encoder.frozen and name in FIELDS[:2]:
-            shapes[f"{name}_mean"] = jax.ShapeDtypeStruct((groups, rows, config.encoder.width), jnp.float32)
-        else:
-            shapes[name] = jax.ShapeDtypeStruct((groups, rows, width), jnp.int32)
-            shapes[f"{name}_length"] = jax.ShapeDtypeStruct((groups, rows), jnp.int32)
-    return shapes | {"labels": jax.ShapeDtypeStruct((groups, rows, attributes), jnp.int32)}
-
-
-def products(config: Config, sizes: tuple[int, ...], batch: dict, scored: int | None = None) -> cost.Products:
-    """Those of one step on one device, for a batch of arrays or of shapes.
-
-    scored: tokens of the longest reply whose next is scored, where it is shorter than its bucket.
-    """
-    one = jax.sharding.AbstractMesh((1,) * len(mesh.AXES), mesh.AXES)
-    trips = losses.pieces(*batch["reply"].shape[1:], config.decoder.vocab_size, scored)
-    return cost.products(abstract_step(config, sizes, one, batch).trace().jaxpr, trips)
-
-
-def shares_of(devices: JaxMesh) -> int:
-    """Into how many parts a batch is split."""
-    return math.prod(devices.shape[axis] for axis in mesh.BATCH_AXES)
+# ----------------------------------------------------------------------------------------------------- one plan
 
 
 def rows_of(config: Config, devices: JaxMesh, rows: int = 0) -> int:
@@ -157,16 +64,13 @@ def rows_of(config: Config, devices: JaxMesh, rows: int = 0) -> int:
 
     rows: for each such device, in place of the config's. Raises UserError when they cannot share them evenly.
     """
-    shares = shares_of(devices)
+    shares = abstract.shares_of(devices)
     if rows:
         return rows * shares
     configured = config.train.batch_size // config.train.accumulate
     if shares % configured:
         mesh.check_batch(configured, devices, "train.batch_size / train.accumulate")
     return max(configured, shares)
-
-
-# ----------------------------------------------------------------------------------------------------- one plan
 
 
 def plan(
@@ -179,8 +83,8 @@ def plan(
     """
     began = time.perf_counter()
     layout = mesh.make(config.mesh, devices)
-    batch = batch_shapes(config, len(sizes), rows_of(config, layout, rows))
-    step = abstract_step(config, sizes, layout, batch)
+    batch = abstract.batch_shapes(config, len(sizes), rows_of(config, layout, rows))
+    step = abstract.abstract_step(config, sizes, layout, batch)
     held = step.held()
     found = {
         "devices": len(devices), "mesh": dict(layout.shape), "batch": math.prod(batch["reply"].shape[:2]),
@@ -192,7 +96,9 @@ def plan(
     compiled = step.trace().lower().compile(compiler_options=QUICK if on_cpu else None)
     stats, exchanged = compiled.memory_analysis(), cost.collectives(compiled.as_text(), step.trips)
     peak = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
-    own = products(config, sizes, batch_shapes(config, len(sizes), batch["reply"].shape[1] // shares_of(layout)))
+    own = abstract.products(
+        config, sizes, abstract.batch_shapes(config, len(sizes), batch["reply"].shape[1] // abstract.shares_of(layout))
+    )
     by_kind = {kind: sum(one.bytes for one in exchanged if one.kind == kind) for kind in cost.COLLECTIVES}
     found |= {
         "arguments_bytes": stats.argument_size_in_bytes, "temporary_bytes": stats.temp_size_in_bytes,
@@ -316,11 +222,9 @@ def read_command(argv: list[str] | None):
 def plans(given, config: Config, chip: Chip | None) -> Iterator[dict]:
     """One after the other: the config's model, then the sizes, each for every number of devices."""
     memory = given.memory_gb * 1e9 or (chip.memory if chip else math.inf)
-    numbers = (
-        sorted(set(given.devices))
-        if len(given.devices) > 1
-        else ladder(given.devices[0], config.mesh.fsdp * config.mesh.model)
-    )
+    numbers = sorted(set(given.devices))
+    if len(numbers) == 1:
+        numbers = ladder(numbers[0], config.mesh.fsdp * config.mesh.model)
     devices = {} if given.compiler == "tpu" else dict.fromkeys(numbers, virtual_devices(max(numbers)))
     schema = examples.load_frozen(config.data.frozen).schema if config.data.frozen else Schema.load(config.data.schema)
     models = {"as configured": config}
@@ -377,7 +281,11 @@ def main(argv: list[str] | None = None) -> None:
             config = dataclasses.replace(config, dtype="bfloat16" if chip else "float32")
         for note in notes:
             print(f"note: {note}")
-        how = "by TPU's own compiler" if given.compiler == "tpu" else "for CPUs: memory and traffic are estimates"
+        how = (
+            "by TPU's own compiler"
+            if given.compiler == "tpu"
+            else "for CPUs, which overstates the peak and what is exchanged"
+        )
         print(f"compiled {how}; {config.dtype}; GB, TFLOP and ms are of one device, the longest bucket's")
         if chip:
             print(

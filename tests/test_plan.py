@@ -12,7 +12,7 @@ import pytest
 from micro import ROOT
 from micro import __file__ as MICRO
 
-from miracle_jax import chips, config, cost, mesh, plan
+from miracle_jax import abstract, chips, config, cost, mesh, plan
 from miracle_jax.errors import UserError
 
 # ------------------------------------------------------------------------------------------------ products
@@ -159,7 +159,7 @@ def test_bytes_agree_with_a_count_by_hand(name, fsdp):
     threshold = 0.1 if name == "tiny" else 4.0
     settings = dataclasses.replace(settings, mesh=config.Mesh(fsdp=fsdp, shard_above_mb=threshold))
     devices = jax.sharding.AbstractMesh((8 // fsdp, fsdp, 1), mesh.AXES)
-    step = plan.abstract_step(settings, (2, 2, 2), devices, plan.batch_shapes(settings, 3, 32))
+    step = abstract.abstract_step(settings, (2, 2, 2), devices, abstract.batch_shapes(settings, 3, 32))
     shapes = hand_shapes(settings, (2, 2, 2))
     parameters = hand_bytes(shapes, fsdp, threshold)
     assert sum(leaf.size for leaf in jax.tree.leaves(step.state["params"])) == sum(map(np.prod, shapes))
@@ -174,9 +174,9 @@ def test_frozen_parts_have_no_gradients():
     frozen = dataclasses.replace(settings.encoder, frozen=True, pretrained="somewhere")
     settings = dataclasses.replace(settings, encoder=frozen)
     devices = jax.sharding.AbstractMesh((1, 1, 1), mesh.AXES)
-    batch = plan.batch_shapes(settings, 3, 8)
+    batch = abstract.batch_shapes(settings, 3, 8)
     assert batch["context_mean"].shape == (1, 8, 16) and "context" not in batch
-    held = plan.abstract_step(settings, (2, 2, 2), devices, batch).held()
+    held = abstract.abstract_step(settings, (2, 2, 2), devices, batch).held()
     D, Z = 16, 8
     assert held["parameters"] + held["frozen"] == hand_bytes(hand_shapes(settings, (2, 2, 2)), 1, 4.0)
     bert = hand_shapes(settings, (2, 2, 2))[:20]
@@ -190,7 +190,7 @@ def test_flops_of_a_training_step_agree_with_the_closed_form():
     """Every product once forward and twice backward."""
     settings, B, A, N = config.load_file(MICRO), 8, 3, 2
     encoder, decoder, Z, F = settings.encoder, settings.decoder, settings.latent.size, settings.latent.hidden
-    batch = plan.batch_shapes(settings, A, B)
+    batch = abstract.batch_shapes(settings, A, B)
     context, joint, reply = (batch[name].shape[-1] for name in ("context", "joint", "reply"))
 
     def layers(shape, width, keys):
@@ -207,7 +207,7 @@ def test_flops_of_a_training_step_agree_with_the_closed_form():
     forward += 2 * B * reply * D * decoder.vocab_size
     besides = 2 * 2 * B * A * Z  # the attributes' means, whose members have no gradient
     besides += 2 * B * reply * decoder.vocab_size  # the head's bias, whose gradient is a product with ones
-    assert plan.products(settings, (2, 2, 2), batch).flops == 3 * forward + besides
+    assert abstract.products(settings, (2, 2, 2), batch).flops == 3 * forward + besides
 
 
 def test_flops_count_the_layers_of_a_scan_as_those_written_out_and_remat_once_more():
@@ -216,8 +216,8 @@ def test_flops_count_the_layers_of_a_scan_as_those_written_out_and_remat_once_mo
         settings, encoder=dataclasses.replace(settings.encoder, depth=3),
         decoder=config.Llama(vocab_size=400, width=16, depth=3, heads=4, kv_heads=2, mlp=32, max_positions=20),
     )  # fmt: skip
-    batch = plan.batch_shapes(deep, 3, 8)
-    count = {how: plan.products(dataclasses.replace(deep, **dict(how)), (2, 2, 2), batch).flops
+    batch = abstract.batch_shapes(deep, 3, 8)
+    count = {how: abstract.products(dataclasses.replace(deep, **dict(how)), (2, 2, 2), batch).flops
              for how in ((), (("scan_layers", False),), (("remat", True),))}  # fmt: skip
     scanned, flat, again = count.values()
     assert scanned == flat
@@ -245,8 +245,8 @@ def test_the_command_plans_a_ladder_of_devices(tmp_path):
     # What XLA takes as arguments: the state, the step's number, and one row of tokens, lengths and labels.
     context, joint, reply = settings.data.buckets[-1]
     assert found["arguments_bytes"] == 3 * parameters + 3 * 4 + 4 * (context + joint + reply + 3 + 3)
-    batch = plan.batch_shapes(settings, 3, 8)
-    assert found["flops"] == plan.products(settings, (2, 2, 2), batch).flops / 8
+    batch = abstract.batch_shapes(settings, 3, 8)
+    assert found["flops"] == abstract.products(settings, (2, 2, 2), batch).flops / 8
     assert found["collective_bytes"]["all-gather"] > 0 and found["collective_bytes"]["all-reduce"] > 0
     assert found["bound"] == max(found["seconds"], key=found["seconds"].get)
     assert "compiled for CPUs" in done.stdout and "TPU v5e: 197 TFLOP/s" in done.stdout
