@@ -6,8 +6,8 @@ One call is the same few optimizer steps on the same batches, dropout 0.1, AdamW
 bfloat16 (autocast in PyTorch). Ours gets the batches as its pipeline makes them, filled up to their bucket; PyTorch
 gets them cut to the longest text of each batch, which costs it nothing. Batch: 16 (tiny, base), 64 (paper).
 
-The share of matmul is model FLOPs utilisation: multiplications and additions of the products of one forward and two
-backward passes, over the tokens of ours' buckets, against the rate of a large product on the same machine. The paper's
+The share of matmul is model FLOPs utilisation: multiplications and additions of the step's products, as `plan` counts
+them over the tokens of ours' buckets, against the rate of a large product on the same machine. The paper's
 20 epochs of 42,322 turns are extrapolated from the measured step, without validation and checkpoints.
 """
 
@@ -108,22 +108,11 @@ def cut(batch: dict) -> dict:
 
 
 def flops(settings, batches) -> float:
-    """Of the products of all steps: forward, and twice as much backward. What frames the layers (embeddings' gradients,
-    norms, the optimizer) is not counted."""
+    """Of the products of all steps, as traced: forward and backward."""
+    from miracle_jax import abstract
 
-    def layers(shape, texts, width):
-        products = 4 * shape.width**2 + 2 * shape.width * shape.mlp
-        return shape.depth * texts * width * 2 * (products + 2 * width * shape.width)
-
-    total = 0.0
-    for batch in batches:
-        texts = batch["reply"].shape[1]
-        widths = {name: batch[name].shape[2] for name in ("context", "joint", "reply")}
-        total += layers(settings.encoder, texts, widths["context"]) + layers(settings.encoder, texts, widths["joint"])
-        total += layers(settings.decoder, texts, widths["reply"])
-        scored = int(batch["reply_length"].max()) - 1  # what lies behind the longest reply is not scored
-        total += texts * scored * 2 * settings.decoder.width * settings.decoder.vocab_size
-    return 3 * total
+    scored = [int(batch["reply_length"].max()) - 1 for batch in batches]
+    return sum(abstract.products(settings, sizes.SIZES, *each).flops for each in zip(batches, scored, strict=True))
 
 
 def apart(given, batch: int, names: list[str]) -> dict[str, measure.Timing]:

@@ -28,6 +28,7 @@ The files, in the order in which a sentence travels:
     hub.py           outside checkpoints as files; gguf_file.py reads llama.cpp's
     weights.py       other people's names for our parameters
     pretrained.py    starting from outside checkpoints
+    cluster.py       processes that work together
     mesh.py          arrays over devices
     compiled.py      what JAX compiles is kept and told
     checkpoint.py    what is saved, and how
@@ -37,6 +38,10 @@ The files, in the order in which a sentence travels:
     loop.py          steps, checkpoints, and what can go wrong with them
     stages.py        before and after the CVAE: latents alone
     train.py         the training                                       python -m miracle_jax.train
+    cost.py          products of a step as traced, collectives as compiled
+    abstract.py      a step and its arguments as shapes
+    chips.py         accelerators by their published figures
+    plan.py          a step on hardware that is not here                python -m miracle_jax.plan
     model.py         load(workdir): a model to talk to
     generate.py      replies                                            python -m miracle_jax.generate
     metrics.py       BLEU, ROUGE, Distinct and self-BLEU

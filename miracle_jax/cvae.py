@@ -57,7 +57,7 @@ def compute(config: Config) -> Compute:
     """How this machine computes the model. Where it has no cuDNN, a model that was trained with it does without."""
     dtype = compute_dtype(config)
     attention = config.attention if has_cudnn(jax.devices()[0]) and dtype == jnp.bfloat16 else "xla"
-    return Compute(dtype, config.remat, config.scan_layers, attention)
+    return Compute(dtype, config.remat, config.scan_layers, attention, config.mesh)
 
 
 def has_cudnn(device) -> bool:

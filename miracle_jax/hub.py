@@ -52,9 +52,15 @@ def locate(name: str, field: str) -> Path:
     path = Path(name).expanduser()
     if path.exists():
         return path
-    if name.endswith(".gguf") or name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if not on_hub(name):
         raise UserError(f"{field} {name} does not exist")
     return _from_hub(name, field)
+
+
+def on_hub(name: str) -> bool:
+    """Whether a name means a hub repository, by its form and since there is no such place on this machine."""
+    local = name.startswith(("package:", ".", "/", "~")) or name.endswith(".gguf") or name.count("/") > 1
+    return bool(name) and not local and not Path(name).exists()
 
 
 def _from_hub(name: str, field: str) -> Path:

@@ -14,6 +14,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
+from miracle_jax import config, mesh
+
 ACTIVATIONS = {
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
@@ -28,6 +30,7 @@ class Compute(NamedTuple):
     remat: bool = False
     scan_layers: bool = True
     attention: str = "xla"
+    layout: config.Mesh = config.Mesh()
 
 
 HIDDEN = -1e30  # the score of a pair that must not attend; finite, so a row with no visible key gives no NaN
@@ -168,7 +171,9 @@ class Stack(nnx.Module):
 
         def run(x, layer):
             layer_params, part, layer_key = layer
-            return nnx.merge(graphdef, layer_params)(x, *shared, part, layer_key)
+            layer_params = mesh.gathered(layer_params, self.how.layout, of=params)
+            x, y = nnx.merge(graphdef, layer_params)(mesh.by_rows(x), *shared, part, layer_key)
+            return mesh.by_rows(x), y
 
         if self.how.remat:
             # Inside a scan nothing can be merged with the forward pass; unrolled it would be, and nothing saved.

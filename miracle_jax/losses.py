@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from miracle_jax import config
+from miracle_jax import config, mesh
 from miracle_jax.cvae import Outputs
 from miracle_jax.decoder import LmHead
 from miracle_jax.latent import Gaussian
@@ -66,7 +66,7 @@ def reconstruction(
 
 
 LOGITS_MB = 128
-"""Most memory that `cross_entropy` spends on logits at a time."""
+"""Most memory of a device that `cross_entropy` spends on logits at a time."""
 
 
 @jax.custom_vjp
@@ -112,8 +112,18 @@ def _zero(hidden):
 
 def _positions(target, lm_head) -> int:
     """How many positions are scored at a time."""
-    most = max(int(LOGITS_MB * 2**20) // (4 * target.shape[0] * lm_head.table.shape[0]), 1)
-    return -(-target.shape[1] // -(-target.shape[1] // most))
+    rows, positions = target.shape
+    return -(-positions // pieces(rows // mesh.shares_in_force(), positions, lm_head.table.shape[0]))
+
+
+def pieces(rows: int, positions: int, vocabulary: int, used: int | None = None) -> int:
+    """In how many pieces `cross_entropy` scores so many rows a device.
+
+    used: positions up to the last that has a weight.
+    """
+    most = max(int(LOGITS_MB * 2**20) // (4 * rows * vocabulary), 1)
+    number = -(-positions // most)
+    return number if used is None else -(-used // -(-positions // number))
 
 
 def _padded(x, step: int):

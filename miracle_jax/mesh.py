@@ -1,5 +1,9 @@
 """One mesh over all devices of all processes, the rule that lays out batches and the rule that lays out parameters."""
 
+import contextlib
+import math
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -15,9 +19,12 @@ BATCH_AXES = AXES[:2]
 """Those over which a batch is split; the devices of a `model` group see the same rows."""
 
 
-def make(layout: config.Mesh) -> JaxMesh:
-    """A (data, fsdp, model) mesh over all devices of all processes; `data` takes what the others leave."""
-    devices, group = jax.devices(), layout.fsdp * layout.model
+def make(layout: config.Mesh, devices: Sequence[jax.Device] | None = None) -> JaxMesh:
+    """A (data, fsdp, model) mesh over these devices, in which `data` takes what the others leave.
+
+    devices: None: all devices of all processes.
+    """
+    devices, group = jax.devices() if devices is None else devices, layout.fsdp * layout.model
     if len(devices) % group:
         flags = f"mesh.fsdp {layout.fsdp}" + (f" times mesh.model {layout.model}" if layout.model > 1 else "")
         raise UserError(f"{flags} does not divide the number of devices, {len(devices)}")
@@ -27,7 +34,7 @@ def make(layout: config.Mesh) -> JaxMesh:
     if len({slice_of(device) for device in devices}) > 1:  # which jax.make_mesh refuses
         devices = sorted(devices, key=lambda device: (slice_of(device), device.process_index, device.id))
         return JaxMesh(np.array(devices).reshape(shape), AXES, axis_types=types)
-    return jax.make_mesh(shape, AXES, axis_types=types)
+    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
 
 
 def slice_of(device: jax.Device) -> int:
@@ -57,19 +64,58 @@ def parameter_shardings(tree, mesh: JaxMesh, layout: config.Mesh):
     tree: arrays or shapes (parameters, or an optimizer state made of them).
     """
 
-    def rule(leaf):
-        axes = [None] * len(leaf.shape)
-        if leaf.size * leaf.dtype.itemsize > layout.shard_above_mb * 2**20:
-            by_size = sorted(range(len(axes)), key=lambda axis: -leaf.shape[axis])
-            for name, parts in (("model", layout.model), ("fsdp", layout.fsdp)):
-                free = [axis for axis in by_size if axes[axis] is None and leaf.shape[axis] % parts == 0]
-                if parts > 1 and free:
-                    axes[free[0]] = name
-        while axes and axes[-1] is None:
-            axes.pop()
-        return NamedSharding(mesh, P(*axes))
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, _spec(leaf, layout)), tree)
 
-    return jax.tree.map(rule, tree)
+
+def _spec(leaf, layout: config.Mesh) -> P:
+    axes = [None] * len(leaf.shape)
+    if leaf.size * leaf.dtype.itemsize > layout.shard_above_mb * 2**20:
+        by_size = sorted(range(len(axes)), key=lambda axis: -leaf.shape[axis])
+        for name, parts in (("model", layout.model), ("fsdp", layout.fsdp)):
+            free = [axis for axis in by_size if axes[axis] is None and leaf.shape[axis] % parts == 0]
+            if parts > 1 and free:
+                axes[free[0]] = name
+    while axes and axes[-1] is None:
+        axes.pop()
+    return P(*axes)
+
+
+def within(shardings):
+    """The context in which `gathered` and `by_rows` mean the mesh of these shardings. None: they mean nothing."""
+    if shardings is None:
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(jax.tree.leaves(shardings)[0].mesh.abstract_mesh)
+
+
+def gathered(parameters, layout: config.Mesh, of=None):
+    """Inside a program: parameters of which every device has all that `fsdp` splits; `model` still splits them.
+
+    Said of a layer's parameters where they are used, it makes devices gather one layer at a time and compute their own
+    rows. Left to itself XLA keeps parameters split and exchanges activations of the whole batch instead.
+
+    of: what these are the layers of, stacked on a leading axis, which tells the rule their sizes.
+    """
+
+    def whole(leaf, stacked):
+        axes = [None if axis == "fsdp" else axis for axis in _spec(stacked, layout)]
+        return _constrain(leaf, P(*axes[stacked.ndim - leaf.ndim :]))
+
+    return jax.tree.map(whole, parameters, parameters if of is None else of)
+
+
+def by_rows(x):
+    """Inside a program: activations of which every device has its own rows, on the first axis."""
+    return _constrain(x, P(BATCH_AXES))
+
+
+def shares_in_force() -> int:
+    """Inside a program: into how many parts `by_rows` splits its rows."""
+    return math.prod(jax.sharding.get_abstract_mesh().shape.get(axis, 1) for axis in BATCH_AXES)
+
+
+def _constrain(x, spec: P):
+    """On the mesh that `within` names, if any."""
+    return x if jax.sharding.get_abstract_mesh().empty else jax.lax.with_sharding_constraint(x, spec)
 
 
 def check_batch(rows: int, mesh: JaxMesh, name: str) -> None:

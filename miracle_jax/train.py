@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Key
 
 from miracle_jax import checkpoint, cluster, dataset, goodput, losses, mesh, pipeline, pretrained, storage
@@ -82,9 +83,17 @@ def make_train_step(config: Config, graphdef, optimizer, key, shardings=None):
     shardings: the state's. Without them XLA may return a state laid out differently, and the next step compiles anew.
     """
 
+    def whole(params):
+        """All but the layers' parameters, which each layer gathers for itself."""
+        flat = flatten_dict(params)
+        return unflatten_dict(
+            {path: leaf if "blocks" in path else mesh.gathered(leaf, config.mesh) for path, leaf in flat.items()}
+        )
+
     def loss(params, micro_batch, key, cycle, total, frozen):
-        out = nnx.merge(graphdef, join(params, frozen))(micro_batch, key, noise=cycle)
-        named = losses.parts(out, micro_batch, config.loss, total)
+        with mesh.within(shardings):
+            out = nnx.merge(graphdef, whole(join(params, frozen)))(micro_batch, key, noise=cycle)
+            named = losses.parts(out, micro_batch, config.loss, total)
         return losses.weighted_sum(named, config.loss, cycle), named
 
     @partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
