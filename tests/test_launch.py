@@ -17,11 +17,11 @@ LAUNCHERS = ("local.sh", "slurm.sh", "tpu.sh", "gke.sh", "worker.sh")
 TOOLS = ("gcloud", "kubectl", "docker", "git", "srun", "scontrol", "sbatch", "sudo", "lsblk", "mountpoint", "sleep", "uv")
 PREEMPTED = 75
 
-# Adds itself and its arguments to `calls`, keeps its standard input for `kubectl apply`, and does what the first line
+# Adds itself and its arguments to `calls`, keeps what `apply` and `build` are given, and does what the first line
 # of `answers` with its subcommand says, once: a part of the command, the exit status and what it prints.
 FAKE_TOOL = """#!/bin/bash
 { printf '%s' "${0##*/}"; printf '\\x1f%s' "$@"; printf '\\x1e'; } >>"$FAKES/calls"
-if [[ "$*" == *apply* ]]; then cat >"$FAKES/applied"; fi
+if [[ "$*" == *apply* || "$*" == *build* ]]; then cat >"$FAKES/given"; fi
 while IFS='|' read -r number part status output; do
     [[ " ${0##*/} $*" == *" $part"* ]] || continue
     sed -i "s/^$number|.*/$number|used never|0|/" "$FAKES/answers"
@@ -35,8 +35,11 @@ FAKE_PYTHON = """#!/bin/bash
 { printf '%s' "$1"; printf '\\x1f%s' "${@:2}"; printf '\\x1e'; } >>"$FAKES/trainings"
 trap 'echo saved; exit 75' TERM
 echo "training"
+exec 8>>"$FAKES/lock"
+flock 8
 ending=$(head -n 1 "$FAKES/endings")
 sed -i 1d "$FAKES/endings"
+exec 8>&-
 if [[ $ending == wait ]]; then for _ in {1..200}; do /bin/sleep 0.05; done; fi
 exit "${ending:-0}"
 """
@@ -76,7 +79,7 @@ class Checkout:
     def start(self, *command, cwd=None, **variables) -> subprocess.Popen:
         return subprocess.Popen(
             ["/bin/bash", *map(str, command)], cwd=cwd or self.folder, env=self.environment | variables, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
 
     def run(self, *command, **how) -> subprocess.CompletedProcess:
@@ -329,7 +332,7 @@ def test_a_training_outlives_its_connection_and_is_found_again(checkout):
     checkout.end("wait")
     connection = checkout.start("launch/worker.sh", "start", "--", *HERE)
     until(lambda: (checkout.folder / "runs/worker/log").exists() and (checkout.folder / "runs/worker/log").read_text())
-    connection.kill()
+    os.killpg(connection.pid, signal.SIGKILL)
     connection.communicate()
     other = worker(checkout, "start", "--", "--workdir", "runs/other")
     assert other.returncode == 2 and "another training runs in" in other.stderr
@@ -529,7 +532,7 @@ def test_gke_run_leaves_a_running_one_alone_and_starts_an_ended_one_again(checko
     calls = checkout.calls()
     assert all(call[:2] == ["kubectl", "--namespace=me"] for call in calls)
     assert [call[2] for call in calls] == ["get", *["delete"] * deleted, "apply"]
-    applied = (checkout.fakes / "applied").read_text()
+    applied = (checkout.fakes / "given").read_text()
     assert applied == checkout.run("launch/gke.sh", "manifest", *GKE, "--", *ON_GKE).stdout
 
 
@@ -544,6 +547,7 @@ def test_gke_image_is_built_from_the_files_of_head(checkout):
     assert checkout.run("launch/gke.sh", "image", "paper", "--image", "host/miracle:1").returncode == 0
     calls = {call[0] + " " + call[1]: call for call in checkout.calls()}
     assert calls["git archive"][2:] == ["HEAD"]
+    assert (checkout.fakes / "given").read_text() == "the files\n"
     assert calls["docker build"][2:] == ["--tag=host/miracle:1", "--file=launch/Dockerfile", "-"]
     assert calls["docker push"][2:] == ["host/miracle:1"]
     assert "bash launch/setup.sh tpu" in (ROOT / "launch" / "Dockerfile").read_text()
