@@ -8,9 +8,9 @@
 #   bash launch/gke.sh logs|status|delete NAME
 #
 # `image` builds launch/Dockerfile from the files of HEAD and pushes it. `run` applies the manifest. The same line again
-# leaves a training that runs alone, and one that has failed or was finished it starts again, which resumes. The cluster
-# looks after it: pods that are preempted end with status 75 or are lost, and the JobSet starts all of them again, --tries
-# times at most; status 1 or 2, an error or a user's mistake, ends it at once, since it would come again.
+# leaves a training that runs alone, and one that has ended it starts again, which resumes. The cluster looks after it:
+# when a pod ends with status 75 (preempted) or is lost, the JobSet starts all of them again, --tries times at most.
+# Status 2, a mistake of the user's, ends it at once. Status 1 does not: so may the others end when one was lost.
 #
 #   --accelerator TYPE    the node's label cloud.google.com/gke-tpu-accelerator: tpu-v5-lite-podslice, tpu-v5p-slice,
 #                         tpu-v6e-slice, ...
@@ -29,8 +29,8 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 MOUNT=/runs
-# Spot nodes leave pods 15 seconds or so of their 30 (https://cloud.google.com/kubernetes-engine/docs/concepts/spot-vms),
-# others as much as is asked for: a save of the largest model here with room to spare.
+# Seconds to save in. Nodes that are drained grant them; spot nodes are gone after 30, of which pods have 15 or so
+# (https://cloud.google.com/kubernetes-engine/docs/concepts/spot-vms).
 GRACE=120
 
 command=${1:-} name=${2:-} image="" accelerator="" topology="" chips=4 claim="" spot="" namespace=""
@@ -39,6 +39,7 @@ case $command in
     image | run | manifest | logs | status | delete) ;;
     *) fail "unknown command $command; gke.sh takes image, run, manifest, logs, status or delete, and --help" ;;
 esac
+if [[ $name == -h || $name == --help ]]; then usage; fi
 [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
     fail "$command needs a name of small letters, digits and hyphens: bash launch/gke.sh $command NAME ..."
 shift 2
@@ -62,9 +63,11 @@ done
 
 if [[ $command == run || $command == manifest ]]; then
     [[ -n $accelerator ]] || fail "$command needs --accelerator, for instance --accelerator tpu-v5-lite-podslice"
-    [[ $topology =~ ^[0-9]+x[0-9]+(x[0-9]+)?$ ]] || fail "$command needs --topology, for instance --topology 4x4, not '$topology'"
+    [[ $topology =~ ^[0-9]+x[0-9]+(x[0-9]+)?$ ]] ||
+        fail "$command needs --topology, for instance --topology 4x4, not '$topology'"
     hosts=$((${topology//x/*} / chips))
-    ((hosts > 0 && hosts * chips == ${topology//x/*})) || fail "a topology of $topology has no whole number of hosts of $chips chips; give --chips"
+    ((hosts > 0 && hosts * chips == ${topology//x/*})) ||
+        fail "a topology of $topology has no whole number of hosts of $chips chips; give --chips"
     [[ -n $claim ]] || fail "$command needs --claim, the volume on which the run outlives its pods"
     folder=$(workdir "$@")
     [[ $folder == $MOUNT/?* ]] || fail "--workdir $folder would be lost with its pod; it has to be below $MOUNT"
@@ -94,7 +97,7 @@ spec:
   failurePolicy:
     maxRestarts: $((tries - 1))
     rules:
-      - name: mistake  # what is not a preemption ends it; all other failures start all pods again
+      - name: mistake  # all other failures start all pods again
         action: FailJobSet
         onJobFailureReasons: [PodFailurePolicy]
   replicatedJobs:
@@ -111,7 +114,7 @@ spec:
                 onExitCodes:
                   containerName: train
                   operator: In
-                  values: [1, 2]
+                  values: [2]
           template:
             spec:
               restartPolicy: Never
@@ -146,7 +149,10 @@ END
 
 case $command in
     manifest) manifest "$@" && exit ;;
-    image) needs docker "https://docs.docker.com/get-docker says how" && needs git "the image gets the files of its HEAD" ;;
+    image)
+        needs docker "https://docs.docker.com/get-docker says how"
+        needs git "the image gets the files of its HEAD"
+        ;;
     *) needs kubectl "gcloud components install kubectl gke-gcloud-auth-plugin brings it" ;;
 esac
 cluster=(kubectl ${namespace:+"--namespace=$namespace"})
@@ -156,15 +162,19 @@ case $command in
         run docker push "$image"
         ;;
     run)
-        state=$(run "${cluster[@]}" get jobset "$name" --ignore-not-found "--output=jsonpath={.status.terminalState}")
-        if [[ -n $state || -n $dry_run ]]; then # Completed or Failed; its pods do not start again by themselves
+        ended="--output=jsonpath={.status.terminalState}"
+        ended=$(run "${cluster[@]}" get jobset "$name" --ignore-not-found "$ended")
+        if [[ -n $ended || -n $dry_run ]]; then # Completed or Failed, of which no pod starts again by itself
             run "${cluster[@]}" delete jobset "$name" --ignore-not-found --cascade=foreground
         fi
         run "${cluster[@]}" apply --filename=- < <(manifest "$@")
         if [[ -n $dry_run ]]; then manifest "$@"; fi
         echo "bash launch/gke.sh logs $name${namespace:+ --namespace $namespace} shows what it prints"
         ;;
-    logs) run "${cluster[@]}" logs --follow "--selector=jobset.sigs.k8s.io/jobset-name=$name,batch.kubernetes.io/job-completion-index=0" ;;
+    logs)
+        first="jobset.sigs.k8s.io/jobset-name=$name,batch.kubernetes.io/job-completion-index=0"
+        run "${cluster[@]}" logs --follow "--selector=$first"
+        ;;
     status) run "${cluster[@]}" get "jobset/$name" ;;
     delete) run "${cluster[@]}" delete jobset "$name" --ignore-not-found --cascade=foreground ;;
 esac

@@ -22,7 +22,7 @@ usage() { # the comment at the top of the script that was started
 
 # ---- What local.sh, slurm.sh, tpu.sh and gke.sh share
 
-PREEMPTED=75 # the exit status of a training that was told to stop and saved its state: the same command goes on from there
+PREEMPTED=75 # exit status of a training that was told to stop and saved its state: the same command goes on from there
 dry_run="" tries=50
 
 preempted() { # whether an exit status says so; 143 is that of one told to stop while it still started

