@@ -25,7 +25,8 @@ mount_disk() {
     if [[ -n $share ]]; then
         run sudo apt-get -qq -o DPkg::Lock::Timeout=600 update # a new machine upgrades itself and holds the lock
         run sudo apt-get -qq -o DPkg::Lock::Timeout=600 install -y nfs-common
-        run sudo mount -t nfs -o hard "$share" $MOUNT
+        # NFS 3 keeps the lock of a machine that is gone for ever, so of a run's folder it is one among the machine's own.
+        run sudo mount -t nfs -o vers=3,hard,local_lock=flock "$share" $MOUNT
     else
         for other in $(lsblk --nodeps --noheadings --paths --output NAME --exclude 7); do # 7: not the images of snaps
             # It has no partitions and is not mounted, so it is not the system's.

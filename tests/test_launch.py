@@ -400,6 +400,16 @@ def test_worker_mounts_its_second_disk_and_formats_a_new_one_only(checkout, new)
     assert words(done)[-1] == ["bash", "launch/setup.sh", "PYTHON=/uv/python3.12", "tpu"]
 
 
+def test_worker_mounts_a_share_whose_locks_end_with_the_machine(checkout):
+    done = checkout.run("launch/worker.sh", "prepare", "--share", "10.0.0.2:/share", "--dry-run")
+    assert (
+        "mount -t nfs -o vers=3,hard,local_lock=flock 10.0.0.2:/share /mnt/miracle" not in done.stdout
+    )  # it is mounted
+    checkout.answer(("mountpoint", 1, ""))
+    done = checkout.run("launch/worker.sh", "prepare", "--share", "10.0.0.2:/share", "--dry-run")
+    assert "+ sudo mount -t nfs -o vers=3,hard,local_lock=flock 10.0.0.2:/share /mnt/miracle\n" in done.stdout
+
+
 def test_worker_has_no_disk_but_the_systems(checkout):
     checkout.answer(("mountpoint", 1, ""), ("lsblk --nodeps", 0, "/dev/vda"), ("lsblk", 0, "vda /"))
     done = worker(checkout, "prepare")
