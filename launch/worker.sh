@@ -3,7 +3,7 @@
 #
 #   bash launch/worker.sh prepare [--share HOST:/SHARE] [--dry-run]
 #   bash launch/worker.sh start [--dry-run] -- --config configs/paper.py --workdir /mnt/miracle/runs/paper ...
-#   bash launch/worker.sh stop
+#   bash launch/worker.sh stop [--dry-run]
 #
 # `prepare` mounts the share, or without one the machine's second disk, at /mnt/miracle and makes .venv for TPUs; it
 # needs sudo. `start` starts the training and shows what it prints (kept in runs/worker/log) until it ends, with its
@@ -17,9 +17,20 @@ MOUNT=/mnt/miracle
 KEPT=runs/worker    # what is known of the training
 LOCK=$KEPT/training # its process group and arguments; locked by all its processes as long as there are any
 
+second_disk() { # one without partitions that is not mounted, so not the system's
+    local disk
+    for disk in $(lsblk --nodeps --noheadings --paths --output NAME --exclude 7); do # 7: not the images of snaps
+        if [[ $(lsblk --noheadings --raw --output NAME,MOUNTPOINT "$disk") =~ ^[^[:space:]]+\ *$ ]]; then
+            echo "$disk"
+            return
+        fi
+    done
+    fail "there is no second disk to mount at $MOUNT, and no --share was given"
+}
+
 mount_disk() {
-    local disk="" other
-    if mountpoint --quiet $MOUNT; then return; fi
+    local disk
+    if [[ -z $dry_run ]] && mountpoint --quiet $MOUNT; then return; fi
     heading "Mounting $MOUNT"
     run sudo mkdir -p $MOUNT
     if [[ -n $share ]]; then
@@ -28,15 +39,9 @@ mount_disk() {
         # NFS 3 keeps the lock of a machine that is gone for ever, so of a run's folder it is one among the machine's own.
         run sudo mount -t nfs -o vers=3,hard,local_lock=flock "$share" $MOUNT
     else
-        for other in $(lsblk --nodeps --noheadings --paths --output NAME --exclude 7); do # 7: not the images of snaps
-            # It has no partitions and is not mounted, so it is not the system's.
-            if [[ $(lsblk --noheadings --raw --output NAME,MOUNTPOINT "$other") =~ ^[^[:space:]]+\ *$ ]]; then
-                disk=$other
-            fi
-        done
-        [[ -n $disk || -n $dry_run ]] || fail "there is no second disk to mount at $MOUNT, and no --share was given"
-        run sudo blkid "${disk:-DISK}" || run sudo mkfs.ext4 -q "$disk" # a disk that has a file system keeps it
-        run sudo mount "${disk:-DISK}" $MOUNT
+        if [[ -n $dry_run ]]; then disk=DISK; else disk=$(second_disk); fi
+        if ! run sudo blkid "$disk" || [[ -n $dry_run ]]; then run sudo mkfs.ext4 -q "$disk"; fi # it has no file system yet
+        run sudo mount "$disk" $MOUNT
     fi
     # Of a new disk or share that only root may write, all may write from then on.
     [[ -w $MOUNT ]] || run sudo chmod a+rwxt $MOUNT
@@ -88,12 +93,14 @@ start() {
 
 stop() {
     local group
-    if [[ ! -e $LOCK ]] || flock --nonblock $LOCK true; then
+    if [[ -n $dry_run ]]; then
+        run kill -TERM -- -GROUP
+    elif [[ ! -e $LOCK ]] || flock --nonblock $LOCK true; then
         echo "no training runs in $PWD"
     else
         read -r group <$LOCK
         touch $KEPT/stopped
-        kill -TERM -- "-$group"
+        run kill -TERM -- "-$group"
         echo "told to save and end"
     fi
 }
