@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the environment that quickstart.sh, test.sh and bench.sh use: .venv at the top of the checkout, with the package
-# in it. On its own it adds extras named in pyproject.toml, for instance `bash launch/setup.sh cuda`.
+# Makes the environment that all other scripts use: .venv at the top of the checkout, with the package in it. On its own
+# it adds extras named in pyproject.toml, for instance `bash launch/setup.sh cuda`.
 #
 #   bash launch/setup.sh [PYTHON=python3.12] [EXTRA ...]
 #
@@ -23,6 +23,73 @@ usage() { # the comment at the top of the script that was started
     sed -n '2,/^set/s/^# \{0,1\}//p' "launch/$(basename "$0")"
     exit 0
 }
+
+# ---- What local.sh, slurm.sh, tpu.sh and gke.sh share
+
+PREEMPTED=75 # exit status of a training that was told to stop and saved its state: the same command goes on from there
+dry_run="" tries=50
+
+preempted() { # whether an exit status says so; 143 is that of one told to stop while it still started
+    [[ $1 == "$PREEMPTED" || $1 == 143 ]]
+}
+
+quoted() { # the words as one line that any shell reads back as the same words
+    local word line="" quote="'\\''"
+    for word in "$@"; do
+        [[ $word =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word="'${word//\'/$quote}'"
+        line+=" $word"
+    done
+    echo "${line:1}"
+}
+
+exec 3>&1
+run() { # prints a command, past a $(...) or a pipe around it, and runs it unless this is a dry run
+    echo "+ $(quoted "$@")" >&3
+    [[ -n $dry_run ]] || "$@" 3>&-
+}
+
+needs() { # needs TOOL REMEDY: of a dry run nothing is needed
+    [[ -n $dry_run ]] || command -v "$1" >/dev/null || fail "$1 is not installed; $2"
+}
+
+value() { # value FLAG [VALUE ...]: the value that a flag of the command line has to have
+    [[ $# -ge 2 && -n $2 && $2 != --* ]] || fail "$1 needs a value; --help shows it"
+    echo "$2"
+}
+
+number() { # as value, for a whole number from 1
+    [[ "${2:-}" =~ ^[1-9][0-9]*$ ]] || fail "$1 takes a whole number from 1 on, not '${2:-}'"
+    echo "$2"
+}
+
+workdir() { # the --workdir among the arguments of a training, which has to have one
+    local found=""
+    while [[ $# -gt 0 ]]; do
+        case $1 in
+            --workdir) found=${2:-} ;;
+            --workdir=*) found=${1#*=} ;;
+        esac
+        shift
+    done
+    [[ -n $found ]] || fail "the training needs a --workdir, in which the same line finds it again and resumes"
+    echo "$found"
+}
+
+again() { # again COMMAND ...: as often as it ends as preempted, $tries times at most; its exit status
+    local try status
+    for ((try = 1; ; try++)); do
+        status=0
+        "$@" || status=$?
+        preempted "$status" || return "$status"
+        if ((try >= tries)); then
+            echo "preempted $try times, which is as often as --tries allows; the same line goes on from there" >&2
+            return "$PREEMPTED"
+        fi
+        heading "Preempted; resuming, try $((try + 1)) of $tries"
+    done
+}
+
+# ---- The environment
 
 suitable() { "$1" -c "import sys, $2; sys.exit(sys.version_info < (3, 11))" 2>/dev/null; }
 
