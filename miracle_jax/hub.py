@@ -5,17 +5,20 @@ Hub names go through huggingface_hub, with its cache, its login and its offline 
 """
 
 import importlib.util
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from miracle_jax import reading
 from miracle_jax.errors import UserError, first_line
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Files that hold a checkpoint's weights, the first that is there counts."""
+
+PARTS = (".safetensors", ".bin")
+"""What the files that an index names end in."""
 
 
 @dataclass(frozen=True)
@@ -107,12 +110,13 @@ def _from_hub(name: str, field: str) -> Path:
 
 def _index(path: Path) -> dict[str, str]:
     """Tensor -> the file beside this index that holds it."""
-    try:
-        parts = json.loads(path.read_bytes())["weight_map"]
-        if not all(isinstance(part, str) for part in parts.values()):
-            raise TypeError("weight_map names something other than files")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not an index of weights: {error!r}") from None
+    parts = reading.json_object(path, "is not an index of weights").get("weight_map")
+    if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
+        raise UserError(f"{path} is not an index of weights: it has no weight_map from tensors to files")
+    # A checkpoint reads nothing outside its folder, and an index is no part of an index.
+    strange = sorted(part for part in set(parts.values()) if Path(part).name != part or Path(part).suffix not in PARTS)
+    if strange:
+        raise UserError(f"{path} names {strange[0]!r}; its parts are {' or '.join(PARTS)} files beside it")
     return parts
 
 
@@ -123,7 +127,7 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
         if found is None:
             raise UserError(f"{path} has no weights; expected one of {', '.join(WEIGHTS)}")
         path = found
-    if not path.exists():
+    if not path.is_file():
         raise UserError(f"{path} does not exist")
     if path.suffix == ".json":
         parts, tensors = _index(path), {}

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from miracle_jax import compiled, config, storage
+from miracle_jax import compiled, config, reading, storage
 from miracle_jax.errors import UserError
 
 
@@ -36,7 +36,8 @@ class Report:
     def _forget_after(self, step: int) -> None:
         """Drops what a stopped run logged after its last checkpoint: those steps run again."""
         if self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if _logged_by(line, step)]
+            lines = self.path.read_text(errors="replace").splitlines()
+            kept = [line for line in lines if (row := _row(line)) and row["step"] <= step]
             with storage.replacing(self.path) as file:
                 file.write("".join(line + "\n" for line in kept).encode())
 
@@ -121,7 +122,7 @@ class Report:
             return
         from matplotlib.figure import Figure  # no pyplot: it would look for a display
 
-        rows = [json.loads(line) for line in self.path.read_text().splitlines()]
+        rows = list(filter(None, map(_row, self.path.read_text(errors="replace").splitlines())))
         panels = {
             "reconstruction (nats a token)": ["reconstruct", "reconstruct_posterior", "reconstruct_prior"],
             "KL with its floor (nats)": ["kl", "kl_floored"],
@@ -150,7 +151,8 @@ class Report:
 def training_seconds(metrics: Path, batch_size: int) -> float:
     """What the steps that a metrics.jsonl tells of took, also those before the run was resumed; without validations and
     checkpoints."""
-    rows = [row for row in map(json.loads, metrics.read_text().splitlines()) if row["split"] == "train"]
+    rows = filter(None, map(_row, metrics.read_text(errors="replace").splitlines()))
+    rows = [row for row in rows if row["split"] == "train" and row.get("examples_per_second", 0) > 0]
     steps = np.diff([row["step"] for row in rows], prepend=0)
     return float(np.sum(steps * batch_size / [row["examples_per_second"] for row in rows]))
 
@@ -166,12 +168,14 @@ def finite(values: dict[str, float], step: int) -> dict[str, float]:
     return values
 
 
-def _logged_by(line: str, step: int) -> bool:
-    """Whether a line of metrics.jsonl is whole and belongs to a step that is kept."""
+def _row(line: str) -> dict | None:
+    """A line of metrics.jsonl; None where it is not whole, as a run that is killed may leave it."""
     try:
-        return json.loads(line)["step"] <= step
-    except (json.JSONDecodeError, KeyError):
-        return False
+        row = reading.parse_object(line)
+    except UserError:
+        return None
+    known = {name: value for name, value in row.items() if type(value) in (int, float) or name == "split"}
+    return known if type(known.get("step")) is int and known.get("split") in ("train", "validation") else None
 
 
 def _optional(module: str, flag: str, extra: str):
