@@ -3,10 +3,11 @@
     python -m tests.soak [--contexts 20000] [--checked 6144]
 
 Trains the model of configs/tiny.py for 30 steps, which is enough to cost what a trained one costs or more (it rarely
-ends a reply before the limit), repeats the bundled corpus until there are --contexts of it, and answers them by the real
-command. That is killed (SIGKILL) after a tenth of them and interrupted (SIGINT, as by Ctrl-C) after a fifth; the same
-command then goes on to the end. It fails unless every context is answered once and in order, the first --checked lines
-(the interruptions are among them) are to the byte those of a command that nobody interrupted, and memory stays flat.
+ends a reply before the limit), repeats the bundled corpus until there are --contexts of it, and answers them by the
+real command. That is killed (SIGKILL) after a tenth of them and interrupted (SIGINT, as by Ctrl-C) after a fifth; the
+same command then goes on to the end. It fails unless every context is answered once and in order, the first --checked
+lines (the interruptions are among them) are to the byte those of a command that nobody interrupted, and memory stays
+flat.
 
 Resident memory is read from /proc, so it needs Linux.
 """
@@ -23,8 +24,6 @@ from pathlib import Path
 
 from miracle_jax import dataset
 
-CHUNK = 512
-"""Lines that two processes have to agree on are a multiple of what a part file grows by."""
 FLAT = 64.0
 """MB by which the last process may grow from its second tenth to its end. Compiled programs, some MB each, come early
 on; a leak of a kB a reply would be 16 MB."""
@@ -89,8 +88,8 @@ def soak(folder: Path, number: int, checked: int) -> None:
     subprocess.run([*train, "--train.steps", "30"], check=True, stdout=subprocess.DEVNULL)
     contexts(data, number)
 
-    print("| process | ended by | replies, from and to | seconds to the first new replies | resident MB at them, at the "
-          "end, most | replies a second |\n|---|---|---|---|---|---|")  # fmt: skip
+    print("| process | ended by | replies, from and to | seconds to the first new replies | resident MB at them, at the"
+          " end, most | replies a second |\n|---|---|---|---|---|---|")  # fmt: skip
     plan = [(number // 10, signal.SIGKILL), (number // 5, signal.SIGINT), (0, None)]
     there = 0
     for name, (stop, by) in enumerate(plan, 1):

