@@ -4,6 +4,7 @@
 their members, members that are arrays by their shape and type; headers by their numbers; everything by its bytes.
 """
 
+import copy
 import io
 import json
 import math
@@ -111,13 +112,13 @@ def changed(draw: Draw, value: Any) -> Any:
         parent, key = draw(st.sampled_from(list(_places(holder))[:400]))
         how = draw(st.integers(0, 9))
         if how < 6:
-            parent[key] = draw(st.sampled_from(VALUES))
+            parent[key] = copy.deepcopy(draw(st.sampled_from(VALUES)))
         elif how == 6:
             parent[key] = draw(st.sampled_from([DEEP, LONG, [parent[key]], {"": parent[key]}, [parent[key]] * 3]))
         elif isinstance(parent, dict) and how == 7:
             parent[draw(st.sampled_from([*TEXTS, key.upper(), key + "s"]))] = parent.pop(key)
         elif isinstance(parent, dict) and how == 8:
-            parent[draw(st.sampled_from(TEXTS))] = draw(st.sampled_from(VALUES))
+            parent[draw(st.sampled_from(TEXTS))] = copy.deepcopy(draw(st.sampled_from(VALUES)))
         elif parent is not holder:
             del parent[key]
     return holder[0]
@@ -161,7 +162,7 @@ def archive(draw: Draw, content: bytes) -> bytes:
     if how == 0:
         del members[place]
     elif how == 1:
-        members[place] = (draw(st.sampled_from([*filter(str.isascii, filter(None, TEXTS)), name + "x"])), data)
+        members[place] = (draw(st.sampled_from(["../../../outside.npy", "/etc/passwd", "x", name + "x"])), data)
     elif how == 2:
         members.append((name + "2", data))
     elif how == 3 and name.endswith(".npy"):
