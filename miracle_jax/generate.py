@@ -23,7 +23,7 @@ from tqdm import tqdm
 from miracle_jax import config, dataset, reading, storage
 from miracle_jax.attributes import Schema
 from miracle_jax.command_line import read_options
-from miracle_jax.errors import UserError, one_sentence
+from miracle_jax.errors import UserError, one_sentence, printable
 from miracle_jax.model import Model, Reply, load
 
 log = logging.getLogger("miracle_jax")
@@ -298,7 +298,7 @@ def _print_all(model: Model, tasks: list[dict], options: Options, weights: dict[
         for line in records:
             if (line["id"], line["input"]) != previous:
                 previous = (line["id"], line["input"])
-                print(f"\nUser: {line['input'][-1]}")
+                print(f"\nUser: {printable(line['input'][-1])}")
             print(f"  {line['personality'] or 'no personality'}: {line['reply']}")
 
 

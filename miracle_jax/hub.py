@@ -19,6 +19,8 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 
 PARTS = (".safetensors", ".bin")
 """What the files that an index names end in."""
+NUMBERS = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
+"""Types of safetensors that are read. What has fewer bits needs scales, which other programs keep elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -149,20 +151,24 @@ def safetensors_bytes(tensors: dict[str, np.ndarray]) -> bytes:
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
+    import ml_dtypes  # noqa: F401 - NumPy knows bfloat16 by it
     import safetensors
 
     def read(name):
         with safetensors.safe_open(path, framework="numpy") as file:
             return file.get_tensor(name)
 
+    tensors = {}
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            return {
-                name: Tensor(tuple(file.get_slice(name).get_shape()), lambda name=name: read(name))
-                for name in file.keys()  # noqa: SIM118 - not a dict
-            }
+            for name in file.keys():  # noqa: SIM118 - not a dict
+                part = file.get_slice(name)
+                if part.get_dtype() not in NUMBERS:
+                    raise UserError(f"{path}: {name} has the type {part.get_dtype()}; read are {', '.join(NUMBERS)}")
+                tensors[name] = Tensor(tuple(part.get_shape()), lambda name=name: read(name))
     except safetensors.SafetensorError as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from None
+    return tensors
 
 
 def _pickled(path: Path) -> dict[str, Tensor]:
@@ -185,6 +191,9 @@ def _pickled(path: Path) -> dict[str, Tensor]:
     items = state.items() if isinstance(state, dict) else [(None, state)]
     if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in items):
         raise UserError(f"{path} holds something other than named tensors; save model.state_dict()")
+    strange = [n for n, v in items if v.layout != torch.strided or v.is_quantized or v.is_complex() or v.is_meta]
+    if strange:
+        raise UserError(f"{path}: {strange[0]} is no plain tensor of real numbers; save model.state_dict()")
 
     def read(value):
         return (value.detach().float() if value.is_floating_point() else value).numpy()

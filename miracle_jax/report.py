@@ -174,7 +174,7 @@ def _row(line: str) -> dict | None:
         row = reading.parse_object(line)
     except UserError:
         return None
-    known = {name: value for name, value in row.items() if type(value) in (int, float) or name == "split"}
+    known = {n: v for n, v in row.items() if n == "split" or (type(v) in (int, float) and not abs(v) >= 2**63)}
     return known if type(known.get("step")) is int and known.get("split") in ("train", "validation") else None
 
 
