@@ -18,6 +18,10 @@ from miracle_jax import gguf_file, hub, reading, storage
 from miracle_jax.config import Config, Decoder
 from miracle_jax.errors import UserError, first_line
 
+LONGEST_TURN = 2**16
+"""Characters of a turn that are read, from its end: many times what a model has room for. Tokenising takes some 200
+bytes a character."""
+
 Ids = list[int]
 
 
@@ -52,7 +56,7 @@ class _Tokenizer:
         return [e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def _turns(self, questions: Sequence[str], replies: Sequence[str]) -> tuple[list[Ids], list[Ids]]:
-        ids = self.encode_batch([turn.strip() for turn in (*questions, *replies)])
+        ids = self.encode_batch([turn.strip()[-LONGEST_TURN:] for turn in (*questions, *replies)])
         return ids[: len(questions)], ids[len(questions) :]
 
     def _cut(self, questions: Sequence[Ids], replies: Sequence[Ids], room: int) -> Ids:
