@@ -5,6 +5,7 @@ The files, in the order in which a sentence travels:
     config.py        every knob, once
     command_line.py  flags over a config, or over a run's settings
     errors.py        a user's mistake is one sentence
+    reading.py       files that others wrote
     attributes.py    the schema: attributes and their aspects
     dataset.py       JSONL -> validated instances                       python -m miracle_jax.dataset
     dialogues.py     instances -> a TFDS (ArrayRecord) dataset

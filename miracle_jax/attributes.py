@@ -7,19 +7,29 @@ numbered in the order of the schema file. Names are compared without regard to c
 import difflib
 import itertools
 import json
+import math
+import operator
+import os
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from etils import epath
 
+from miracle_jax import reading, storage
 from miracle_jax.errors import UserError
 
 BUNDLED = Path(__file__).with_name("attributes.toml")
 UNKNOWN = -1
 """Id of an aspect that is not known (in data) or not controlled (in a personality)."""
+
+LONGEST_SCHEMA = 2**20
+"""Bytes of a schema file. The parser takes time that grows with the square of some texts' lengths."""
+MOST_PERSONALITIES = 10_000
+"""Personalities that are listed; ten attributes of ten aspects have ten thousand million."""
 
 Personality = str | Mapping[str, str | int | None] | Sequence[str] | None
 
@@ -77,8 +87,10 @@ class Schema:
 
     def aspect_id(self, attribute: str | int, aspect: str | int) -> int:
         """The id of an aspect that is given by name or id. attribute: name or index."""
-        if isinstance(attribute, str):
+        if not isinstance(attribute, int):
             attribute = self.attribute_index(attribute)
+        if not 0 <= attribute < len(self.attributes):
+            raise UserError(f"there is no attribute {attribute}; there are {len(self.attributes)}, from 0")
         name, aspects = self.attributes[attribute].name, self.attributes[attribute].aspects
         if isinstance(aspect, int) and not isinstance(aspect, bool):
             if 0 <= aspect < len(aspects):
@@ -100,10 +112,7 @@ class Schema:
         Raises UserError for unknown or ambiguous names and for two aspects of one attribute.
         """
         if isinstance(personality, str) and personality.lstrip().startswith("{"):
-            try:
-                personality = json.loads(personality)
-            except ValueError as error:
-                raise UserError(f"the personality {personality!r} is not a JSON object: {error}") from None
+            personality = reading.parse_object(personality, f"the personality {personality!r} is not a JSON object")
         if isinstance(personality, str):
             personality = [item for item in personality.split(",") if item.strip()]
         if not isinstance(personality, Mapping | Sequence | None):
@@ -140,16 +149,26 @@ class Schema:
 
     def describe(self, ids: Sequence[int]) -> str:
         """Names for `ids` such that parse(describe(ids)) == ids; empty when nothing is controlled."""
-        shared = [_key(aspect) for a in self.attributes for aspect in a.aspects]
+        try:
+            ids = [operator.index(i) for i in ids]
+        except TypeError:
+            ids = []
+        if len(ids) != len(self.attributes):
+            raise UserError(f"a personality in ids has one for each of {', '.join(self.names)}")
+        shared = Counter(_key(aspect) for a in self.attributes for aspect in a.aspects)
         words = []
-        for attribute, i in zip(self.attributes, ids, strict=True):
+        for index, (attribute, i) in enumerate(zip(self.attributes, ids, strict=True)):
             if i != UNKNOWN:
-                aspect = attribute.aspects[i]
-                words.append(aspect if shared.count(_key(aspect)) == 1 else f"{attribute.name}={aspect}")
+                aspect = attribute.aspects[self.aspect_id(index, i)]
+                words.append(aspect if shared[_key(aspect)] == 1 else f"{attribute.name}={aspect}")
         return ", ".join(words)
 
     def personalities(self) -> list[tuple[int, ...]]:
-        """Every combination of one aspect per attribute, in the order of ids."""
+        """Every combination of one aspect per attribute, in the order of ids. Raises UserError for too many."""
+        if (number := math.prod(self.sizes)) > MOST_PERSONALITIES:
+            raise UserError(
+                f"the {len(self.names)} attributes make {number:,} personalities, which are too many to list; name some"
+            )
         return list(itertools.product(*(range(size) for size in self.sizes)))
 
     def to_toml(self) -> str:
@@ -166,20 +185,25 @@ class Schema:
     @classmethod
     def load(cls, path: str | Path = "") -> "Schema":
         """Reads a schema file; an empty path means the bundled one."""
-        path = epath.Path(path or BUNDLED).expanduser()
+        if not isinstance(path, str | os.PathLike):
+            raise UserError(f"a schema is named by its file, not {path!r}")
         try:
-            return cls.from_toml(path.read_bytes().decode(), str(path))
-        except FileNotFoundError:
-            raise UserError(f"schema file {path} does not exist") from None
+            text = storage.read(path or BUNDLED)
+        except UserError as error:
+            raise UserError(f"schema {error}") from None
+        try:
+            return cls.from_toml(text.decode(), str(path))
         except UnicodeDecodeError as error:
             raise UserError(f"schema file {path} is not UTF-8 at byte {error.start}") from None
 
     @classmethod
     def from_toml(cls, text: str, where: str = "schema") -> "Schema":
         """Raises UserError that names `where` and every problem unless the text is a valid schema."""
+        if not isinstance(text, str) or len(text) > LONGEST_SCHEMA:
+            raise UserError(f"schema file {where} is not a text of at most {LONGEST_SCHEMA:,} characters")
         try:
             data = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:  # TOMLDecodeError is a ValueError; integers have their own
             raise UserError(f"schema file {where} is not valid TOML: {error}") from None
         problems = [f"unknown entry {name!r}" for name in data if name != "attribute"]
         tables = data.get("attribute")
@@ -212,5 +236,5 @@ def _table_problems(table) -> list[str]:
 
 
 def _repeated(what: str, names: list[str]) -> list[str]:
-    keys = [_key(name) for name in names]
-    return [f"{what} {name!r} is there twice" for i, name in enumerate(names) if keys[i] in keys[:i]]
+    seen = set()  # add gives None
+    return [f"{what} {name!r} is there twice" for name in names if _key(name) in seen or seen.add(_key(name))]

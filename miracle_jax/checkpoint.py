@@ -23,7 +23,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from miracle_jax import cluster, storage
+from miracle_jax import cluster, reading, storage
 from miracle_jax.errors import UserError, first_line
 
 log = logging.getLogger("miracle_jax")
@@ -183,11 +183,11 @@ def damage(checkpoint: Path) -> str:
 def _checksums(checkpoint: Path) -> dict:
     """checksums.json, or {} where it is damaged."""
     try:
-        content = json.loads((checkpoint / CHECKSUMS).read_bytes())
+        content = reading.json_object(checkpoint / CHECKSUMS)
         sizes, score = content["files"].values(), content["score"]
         whole = all(isinstance(size, int) and isinstance(digest, str) for size, digest in sizes)
         return content if whole and isinstance(score, float | None) else {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (UserError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 

@@ -7,7 +7,6 @@ command line overrides single fields (`--train.steps 500`). Nothing here imports
 import dataclasses
 import difflib
 import itertools
-import json
 import math
 import operator
 import runpy
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args, get_origin
 
+from miracle_jax import reading
 from miracle_jax.errors import UserError
 
 
@@ -349,6 +349,7 @@ class Config:
             "train.latent_steps is set, but only frozen encoders have latents to train on beforehand (encoder.frozen)",
         )
         buckets = self.data.buckets
+        expect(all(min(bucket) >= 1 for bucket in buckets), f"data.buckets {buckets} has lengths below 1")
         expect(1 <= len(buckets) <= 6, f"data.buckets names {len(buckets)} shapes; it takes 1 to 6")
         expect(
             all(low <= high for a, b in itertools.pairwise(buckets) for low, high in zip(a, b, strict=True)),
@@ -405,6 +406,8 @@ class Config:
         for prefix, part in parts:
             for f in dataclasses.fields(part) if dataclasses.is_dataclass(part) else ():
                 value, choices = getattr(part, f.name), get_args(f.type)
+                if f.type is int and f.name != "seed":
+                    expect(abs(value) < 2**31, f"{prefix}{f.name} is {value}; it must have at most 31 bits")
                 if f.type is float:
                     expect(abs(value) != math.inf, f"{prefix}{f.name} is {value}; it must be finite")
                 if get_origin(f.type) is Literal:
@@ -413,6 +416,9 @@ class Config:
             raise UserError("the config is inconsistent: " + "; ".join(problems))
 
 
+WIDEST, DEEPEST = 2**20, 2**10
+"""Of a model's sizes and of its layers. The largest models have a tenth of either; beyond, a file's number is an error
+that would be told by a lack of memory."""
 _LIMITS = (
     ("at least 1", lambda x: x >= 1, """
         encoder.segments encoder.vocab_size encoder.width encoder.depth encoder.heads encoder.mlp encoder.max_positions
@@ -428,6 +434,10 @@ _LIMITS = (
     ("above 0", lambda x: x > 0, """
         encoder.norm_eps decoder.norm_eps train.learning_rate train.refit_learning_rate train.clip sample.rtol
         sample.atol sample.langevin_decay"""),
+    (f"at most {WIDEST:,}", lambda x: x <= WIDEST, """
+        encoder.segments encoder.vocab_size encoder.width encoder.mlp encoder.max_positions decoder.vocab_size
+        decoder.width decoder.mlp decoder.max_positions decoder.lora_rank latent.size latent.hidden"""),
+    (f"at most {DEEPEST:,}", lambda x: x <= DEEPEST, "encoder.depth decoder.depth"),
     ("in [0, 1)", lambda x: 0 <= x < 1, "encoder.dropout decoder.dropout decoder.word_dropout train.beta2"),
     ("in [0, 1]", lambda x: 0 <= x <= 1, "loss.kl_zero train.warmup"),
     ("in (0, 1]", lambda x: 0 < x <= 1, "decode.top_p"),
@@ -471,6 +481,8 @@ def _fits(value, kind) -> bool:
         kinds = get_args(kind)
         kinds = kinds[:1] * len(value) if isinstance(value, tuple) and kinds[-1] is ... else kinds
         return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_fits, value, kinds))
+    if value != value or (isinstance(value, int) and abs(value) >= 2**64):  # NaN, and what no float can hold
+        return False
     if kind in (int, float, bool, str):
         return isinstance(value, int | float if kind is float else kind) and isinstance(value, bool) == (kind is bool)
     return True
@@ -505,15 +517,17 @@ def load_run(workdir: str | Path) -> Config:
             f"{workdir} holds no run (no config.json); train one with python -m miracle_jax.train --workdir "
             f"{workdir} --config configs/tiny.py"
         )
-    return _from_json(path)
+    settings = _from_json(path)
+    try:
+        settings.check()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return settings
 
 
 def _from_json(path: Path) -> Config:
     """A config in JSON: alone, or as `config` beside what else a run's config.json records."""
-    try:
-        values = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
+    values = reading.parse(reading.content(path, reading.LONGEST), f"{path} is not valid JSON")
     values = values.get("config", values) if isinstance(values, dict) else values
     return from_dict(Config, values, f"{path}: config")
 

@@ -9,16 +9,16 @@ training needs neither TFDS nor Grain.
 
 import dataclasses
 import difflib
-import json
 import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from miracle_jax import config, hub, storage
+from miracle_jax import config, hub, reading, storage
 from miracle_jax.attributes import UNKNOWN, Schema
-from miracle_jax.errors import SHOWN, UserError, one_sentence
+from miracle_jax.errors import Problems, UserError, one_sentence
+from miracle_jax.reading import kind
 
 BUNDLED = Path(__file__).with_name("corpus")
 
@@ -138,12 +138,10 @@ def read_bytes(
     reference_required: bool = True,
 ) -> tuple[list[Instance], int]:
     """`read_files` of (attribute, path, content). Returns the instances and the number of lines dropped."""
-    instances, problems, dropped = [], [], 0
+    instances, problems, dropped = [], Problems(), 0
     for attribute, path, content in files:
         index = None if attribute is None else schema.attribute_index(attribute)
-        for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-            if not line.strip():
-                continue
+        for number, line in reading.lines(content):
             instance, wrong = _parse(line, schema, index, reference_required)
             problems += [f"{path}:{number}: {problem}" for problem in wrong]
             dropped += bool(wrong)
@@ -151,12 +149,11 @@ def read_bytes(
                 instances.append(instance)
     names = ", ".join(str(path) for _, path, _ in files)
     if problems:
-        listed = "\n".join(problems[:SHOWN] + ["..."] * (len(problems) > SHOWN))
         if on_error != "skip":
-            found = f"{_count(len(problems), 'problem')} in {_count(dropped, 'line')} of the data"
+            found = f"{_count(problems.count, 'problem')} in {_count(dropped, 'line')} of the data"
             remedy = "mend them, or drop the lines with --data.on-error skip" if on_error else "mend them"
-            raise UserError(f"{found}; {remedy}:\n{listed}")
-        logging.getLogger("miracle_jax").warning("%s dropped:\n%s", _count(dropped, "malformed line"), listed)
+            raise UserError(f"{found}; {remedy}:\n{problems}")
+        logging.getLogger("miracle_jax").warning("%s dropped:\n%s", _count(dropped, "malformed line"), problems)
     if not instances:
         raise UserError(f"no instances in {names}; expected one JSON object a line")
     return instances, dropped
@@ -171,15 +168,11 @@ def _parse(
 ) -> tuple[Instance | None, list[str]]:
     """The instance that a line holds, or what is wrong with the line."""
     try:
-        record = json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        return None, [f"byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8; expected a file in UTF-8"]
-    except json.JSONDecodeError as error:
-        return None, [f"invalid JSON at column {error.colno}: {error.msg}; expected one JSON object a line"]
-    except (RecursionError, ValueError) as error:  # nested too deeply; an integer of thousands of digits
-        return None, [f"invalid JSON: {error}; expected one JSON object a line"]
+        record = reading.parse(line)
+    except UserError as error:
+        return None, [f"{error}; expected one JSON object a line, in UTF-8"]
     if not isinstance(record, dict):
-        return None, [f"this is {_kind(record)}; expected a JSON object with input, output and tag"]
+        return None, [f"this is {kind(record)}; expected a JSON object with input, output and tag"]
 
     problems = []
     required = ("input", "output", "tag") if reference_required else ("input", "output")
@@ -203,20 +196,15 @@ def _parse(
     return (None if problems else Instance(questions, replies, topic, labels, name)), problems
 
 
-def _kind(value) -> str:
-    kinds = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
-    return kinds.get(type(value), "a number")
-
-
 def _turns(record: dict, key: str, problems: list[str]) -> tuple[str, ...] | None:
     """The texts under `key`; None where there are none to judge."""
     turns = record.get(key, [])
     if not isinstance(turns, list):
-        problems.append(f"{key!r} is {_kind(turns)}; expected a list of texts")
+        problems.append(f"{key!r} is {kind(turns)}; expected a list of texts")
         return None
     for i, turn in enumerate(turns, 1):
         if not isinstance(turn, str):
-            problems.append(f"turn {i} of {key!r} is {_kind(turn)}; expected text")
+            problems.append(f"turn {i} of {key!r} is {kind(turn)}; expected text")
         elif not turn.strip():
             problems.append(f"turn {i} of {key!r} is empty; expected text")
         elif not is_unicode(turn):
@@ -232,7 +220,7 @@ def _text(record: dict, key: str, problems: list[str]) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str | None):
-        problems.append(f"{key!r} is {_kind(value)}; expected text")
+        problems.append(f"{key!r} is {kind(value)}; expected text")
         return ""
     if not is_unicode(value or ""):
         problems.append(f"{key!r} has {NOT_UNICODE}")
@@ -253,7 +241,7 @@ def _labels(tag, schema: Schema, attribute: int | None, problems: list[str]) -> 
         if isinstance(tag, list | dict):
             known = schema.attributes[attribute]
             problems.append(
-                f"'tag' is {_kind(tag)}; expected an aspect of {known.name} ({', '.join(known.aspects)}); a file whose "
+                f"'tag' is {kind(tag)}; expected an aspect of {known.name} ({', '.join(known.aspects)}); a file whose "
                 "lines carry several attributes is named without attribute="
             )
             return ()
@@ -267,7 +255,7 @@ def _labels(tag, schema: Schema, attribute: int | None, problems: list[str]) -> 
         tag = {name: aspect for name, aspect in zip(schema.names, tag, strict=True) if aspect is not None}
     elif not isinstance(tag, dict):
         problems.append(
-            f"'tag' is {_kind(tag)}; expected a list in the order {', '.join(schema.names)} or a mapping from "
+            f"'tag' is {kind(tag)}; expected a list in the order {', '.join(schema.names)} or a mapping from "
             "attribute to aspect (a file with one attribute is named attribute=path)"
         )
         return ()

@@ -54,7 +54,7 @@ class Decoder(nnx.Module):
         how: Compute,
         rngs: nnx.Rngs,
     ):
-        """make_block: nnx.Rngs -> one layer, called as (x, look, place, its part of the past, key); see `hidden` for look."""
+        """make_block: nnx.Rngs -> a layer, called as (x, look, place, its past, key). look: see `hidden`."""
         D, std, dtype = shape.width, shape.init_std, how.dtype
         self.shape, self.kv_heads = shape, kv_heads
         self.tokens = table(shape.vocab_size, D, std, dtype, rngs)
@@ -113,6 +113,7 @@ class Decoder(nnx.Module):
         visible = jnp.tril(jnp.ones((S, S), bool))
         if first is not None:
             visible = visible & (jnp.arange(S) >= first[:, None, None])
+
         def look(past, *new):
             """What a layer's queries attend to, and what is kept of it."""
             if column is None:

@@ -71,7 +71,7 @@ def build(files: Sequence[Source], schema: Schema, cache: str, on_error: str = "
         (folder / "dropped.json").write_text(json.dumps(dropped))
 
     folder = storage.build_once(cache, f"dialogues-{key.hexdigest()[:20]}", write)
-    if not reported and json.loads((folder / "dropped.json").read_text()):
+    if not reported and (folder / "dropped.json").read_text() != "0":
         read_bytes(contents, schema, on_error)  # built without its malformed lines: complain, or count them, again
     return Dialogues(folder)
 

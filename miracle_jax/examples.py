@@ -2,7 +2,11 @@
 
 import hashlib
 import io
+import lzma
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +19,7 @@ from miracle_jax.attributes import Schema
 from miracle_jax.config import Decoder
 from miracle_jax.dataset import Instance
 from miracle_jax.dialogues import Dialogues
-from miracle_jax.errors import UserError
+from miracle_jax.errors import UserError, first_line
 from miracle_jax.tokenizers import Tokenizers
 
 FIELDS = ("context", "joint", "reply")
@@ -24,6 +28,8 @@ PROMPT = "prompt"
 """The fourth field where the decoder sees the context: the context before the reply."""
 FORMAT = 1
 """Of length indices and frozen files."""
+UNPACKED = 2**33
+"""Bytes that the arrays of one .npz file may take. A file can be a thousandth of what it unpacks to."""
 KEPT = 2**18
 """Instances whose tokens stay in memory once they are read; about 1 kB each."""
 
@@ -70,10 +76,13 @@ class TokenisedDialogues:
         seen = (decoder.sees_context, decoder.prompt_limit, decoder.context_tokens)
         name = hashlib.sha256(f"{FORMAT} {tokenizers_key(tokenizers)} {limits} {seen}".encode()).hexdigest()[:20]
         path = instances.folder / f"lengths-{name}.npz"
-        if not path.exists():
+        try:
+            index = read_arrays(path)
+            self.lengths, self.labels, self.turns = index["lengths"], index["labels"], index["turns"]
+        except (UserError, KeyError):  # there is none yet, or none that is whole
+            index = self._index()
             with storage.replacing(path) as file:
-                np.savez(file, **self._index())
-        with np.load(path) as index:
+                np.savez(file, **index)
             self.lengths, self.labels, self.turns = index["lengths"], index["labels"], index["turns"]
         self._kept: dict[int, Row] = {}
 
@@ -181,30 +190,69 @@ def save_frozen(path: str | Path, corpus: Corpus) -> None:
         np.savez_compressed(file, **arrays)
 
 
+def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, local or remote. Nothing is unpickled. Raises UserError for anything else."""
+    content = io.BytesIO(storage.read(path))
+    try:
+        with zipfile.ZipFile(content) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > UNPACKED:
+            raise UserError(f"{path} unpacks to {size / 2**30:,.0f} GiB; at most {UNPACKED / 2**30:,.0f} are read")
+        with np.load(content, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (
+        ValueError, LookupError, EOFError, TypeError, OSError, SyntaxError, ArithmeticError, MemoryError,
+        NotImplementedError, RuntimeError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+        lzma.LZMAError,
+    ) as error:  # fmt: skip
+        raise UserError(f"{path} is not a whole file of arrays ({first_line(error)}); write it again") from None
+    if strange := [name for name, array in arrays.items() if not isinstance(array, np.ndarray) or not array.itemsize]:
+        raise UserError(f"{path} is not a whole file of arrays ({strange[0]!r} is none); write it again")
+    return arrays
+
+
 def load_frozen(path: str | Path) -> Corpus:
     """Reads what `save_frozen` wrote."""
+    arrays = read_arrays(path)
     try:
-        with np.load(io.BytesIO(storage.read(path)), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
         if arrays["format"] != FORMAT:
             raise UserError(f"{path} has frozen format {arrays['format']}, this is version {FORMAT}; freeze it again")
-    except (ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        schema = Schema.from_toml(arrays["schema.toml"].tobytes().decode(), str(path))
+        tokenizers = Tokenizers.from_files({
+            name.removeprefix("tokenizers/"): array.tobytes()
+            for name, array in arrays.items() if name.startswith("tokenizers/")
+        })  # fmt: skip
+        padding = _padding(tokenizers)
+        train, validation = (TokenArrays(_split(arrays, f"{name}/", schema, tokenizers), padding)
+                             for name in ("train", "validation"))  # fmt: skip
+        return Corpus(schema, tokenizers, train, validation, str(arrays["key"]))
+    except (ValueError, KeyError) as error:
         raise UserError(
-            f"{path} is not a whole file of `python -m miracle_jax.dataset freeze` ({error}); write it again"
+            f"{path} is not a whole file of `python -m miracle_jax.dataset freeze` ({first_line(error)}); write it "
+            "again"
         ) from None
 
-    def folder(name):
-        return {path.removeprefix(name): array for path, array in arrays.items() if path.startswith(name)}
 
-    tokenizers = Tokenizers.from_files({name: array.tobytes() for name, array in folder("tokenizers/").items()})
-    padding = _padding(tokenizers)
-    return Corpus(
-        schema=Schema.from_toml(arrays["schema.toml"].tobytes().decode(), str(path)),
-        tokenizers=tokenizers,
-        train=TokenArrays(folder("train/"), padding),
-        validation=TokenArrays(folder("validation/"), padding),
-        key=str(arrays["key"]),
-    )
+def _split(arrays: dict[str, np.ndarray], prefix: str, schema: Schema, tokenizers: Tokenizers) -> dict[str, np.ndarray]:
+    """The arrays of TokenArrays. Raises ValueError unless they are what `save_frozen` writes."""
+    split = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+    if not all(array.dtype == np.int32 for array in split.values()):
+        raise ValueError(f"{prefix} has numbers of another kind than int32")
+    lengths, labels, turns = split["lengths"], split["labels"], split["turns"]
+    if lengths.ndim != 2 or lengths.shape[1] not in (len(FIELDS), len(FIELDS) + 1) or not len(lengths):
+        raise ValueError(f"{prefix}lengths has the shape {lengths.shape}")
+    if labels.shape != (len(lengths), len(schema.names)) or turns.shape != (len(lengths),):
+        raise ValueError(f"{prefix} has {len(lengths)} lengths, labels {labels.shape} and turns {turns.shape}")
+    if (labels < -1).any() or (labels >= schema.sizes).any() or (lengths < 1)[:, : len(FIELDS)].any():
+        raise ValueError(f"{prefix} has labels or lengths that cannot be")
+    sizes = (tokenizers.encoder.size,) * 2 + (tokenizers.decoder.size,) * 2
+    for field, (name, size) in enumerate(zip((*FIELDS, PROMPT)[: lengths.shape[1]], sizes, strict=False)):
+        tokens = split[name]
+        if tokens.shape != (lengths[:, field].sum(dtype=np.int64),) or (lengths[:, field] < 0).any():
+            raise ValueError(f"{prefix}{name} has {tokens.size} tokens, which is not the sum of their lengths")
+        if tokens.min(initial=0) < 0 or tokens.max(initial=0) >= size:
+            raise ValueError(f"{prefix}{name} has tokens that its tokenizer has not")
+    return split
 
 
 def _padding(tokenizers: Tokenizers) -> tuple[int, ...]:

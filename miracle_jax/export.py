@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from miracle_jax import __version__, checkpoint, config, hub, pretrained, storage, weights
+from miracle_jax import __version__, checkpoint, config, hub, pretrained, reading, storage, weights
 from miracle_jax.attributes import Schema
 from miracle_jax.command_line import read_pair
 from miracle_jax.cvae import split
@@ -190,10 +190,14 @@ def card(stored: Stored, workdir: Path, options: Options) -> str:
     ]  # fmt: skip
     path = workdir / "evaluation" / "report.json"
     if path.exists():
-        report = json.loads(path.read_text())
-        figures = {name: f["paper"][AVERAGE]["mean"] for name, f in report["systems"].items()}
-        shown = ", ".join(f"{name} {value:.1%}" for name, value in figures.items() if value is not None)
-        lines.append(f"- control accuracy (`miracle_jax.evaluate`; judges: {report['setup']['judges']}): {shown}")
+        report = reading.json_object(path)
+        try:
+            figures = {name: f["paper"][AVERAGE]["mean"] for name, f in report["systems"].items()}
+            judges = report["setup"]["judges"]
+            shown = ", ".join(f"{name} {value:.1%}" for name, value in figures.items() if value is not None)
+        except (KeyError, TypeError, AttributeError, ValueError):
+            raise UserError(f"{path} is not as evaluate writes it; delete it, or evaluate again") from None
+        lines.append(f"- control accuracy (`miracle_jax.evaluate`; judges: {judges}): {shown}")
     example = stored.schema.describe([0] * len(stored.schema.names))
     lines += [
         "", "```python", "import miracle_jax as mj", "", 'model = mj.load("THIS FOLDER")',

@@ -7,6 +7,7 @@
 The last is a conversation; /help in it lists its commands.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -20,10 +21,10 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
-from miracle_jax import cluster, config, dataset, storage
+from miracle_jax import cluster, config, dataset, reading, storage
 from miracle_jax.attributes import Schema
 from miracle_jax.command_line import read_options
-from miracle_jax.errors import UserError, one_sentence
+from miracle_jax.errors import UserError, one_sentence, printable
 from miracle_jax.model import Model, Reply, load
 
 log = logging.getLogger("miracle_jax")
@@ -136,21 +137,32 @@ def write_file(model: Model, tasks: list[dict], options: Options, weights: dict[
         return 0
     part = out.with_name(f".{out.name}.{digest(model, tasks, options, weights)}.part")
     out.parent.mkdir(parents=True, exist_ok=True)
-    done = part.read_bytes().splitlines(keepends=True) if part.exists() else []
-    whole = sum(line.endswith(b"\n") for line in done)
-    done = done[: whole // CHUNK * CHUNK]  # a chunk that was cut short is written again
+    done, size = _done(part, tasks)
     if done:
-        print(f"resuming after {len(done)} replies", file=sys.stderr)
-    with storage.replacing(part) as file:
-        file.write(b"".join(done))
+        print(f"resuming after {done} replies", file=sys.stderr)
     with part.open("ab") as file:
-        for records in answer_all(model, tasks, options, weights, start=cluster.tell(len(done))):
+        file.truncate(size)
+        for records in answer_all(model, tasks, options, weights, start=cluster.tell(done)):
             file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in records).encode())
             file.flush()
             os.fsync(file.fileno())
     part.replace(out)
     print(f"wrote {len(tasks)} replies to {out}", file=sys.stderr)
-    return len(tasks) - len(done)
+    return len(tasks) - done
+
+
+def _done(part: Path, tasks: list[dict]) -> tuple[int, int]:
+    """How many replies a part file holds, in whole chunks, and in how many bytes. What was cut short, or is not the
+    answer to its task (some file systems leave zeros after a power cut), is written again, with all behind it."""
+    ends = [0]  # of the lines
+    with contextlib.suppress(FileNotFoundError, UserError), part.open("rb") as file:
+        for task, line in zip(tasks, file, strict=False):
+            answered = reading.parse_object(line)
+            if not line.endswith(b"\n") or any(answered.get(name) != value for name, value in task.items()):
+                break
+            ends.append(ends[-1] + len(line))
+    whole = (len(ends) - 1) // CHUNK * CHUNK
+    return whole, ends[whole]
 
 
 def show(reply: Reply) -> str:
@@ -304,7 +316,7 @@ def _print_all(model: Model, tasks: list[dict], options: Options, weights: dict[
         for line in records:
             if (line["id"], line["input"]) != previous:
                 previous = (line["id"], line["input"])
-                print(f"\nUser: {line['input'][-1]}")
+                print(f"\nUser: {printable(line['input'][-1])}")
             print(f"  {line['personality'] or 'no personality'}: {line['reply']}")
 
 

@@ -7,12 +7,11 @@ took after its last checkpoint. What it had not yet logged when it was killed is
 """
 
 import contextlib
-import json
 import time
 from collections import defaultdict
 from pathlib import Path
 
-from miracle_jax import compiled
+from miracle_jax import compiled, reading
 
 SPLIT = "goodput"
 """Of the lines in metrics.jsonl."""
@@ -65,7 +64,7 @@ def repeated(row: dict, step: int) -> dict:
 def total(metrics: Path) -> dict[str, float]:
     """Seconds by account of all processes of a run, the largest first."""
     seconds = defaultdict(float)
-    for row in map(json.loads, metrics.read_text().splitlines()):
+    for row in reading.metrics(metrics):
         if row["split"] == SPLIT:
             for account, spent in row.items():
                 if account not in ("step", "split"):

@@ -5,17 +5,22 @@ Hub names go through huggingface_hub, with its cache, its login and its offline 
 """
 
 import importlib.util
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from miracle_jax import reading
 from miracle_jax.errors import UserError, first_line
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Files that hold a checkpoint's weights, the first that is there counts."""
+
+PARTS = (".safetensors", ".bin")
+"""What the files that an index names end in."""
+NUMBERS = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
+"""Types of safetensors that are read. What has fewer bits needs scales, which other programs keep elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -113,12 +118,13 @@ def _from_hub(name: str, field: str) -> Path:
 
 def _index(path: Path) -> dict[str, str]:
     """Tensor -> the file beside this index that holds it."""
-    try:
-        parts = json.loads(path.read_bytes())["weight_map"]
-        if not all(isinstance(part, str) for part in parts.values()):
-            raise TypeError("weight_map names something other than files")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not an index of weights: {error!r}") from None
+    parts = reading.json_object(path, "is not an index of weights").get("weight_map")
+    if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
+        raise UserError(f"{path} is not an index of weights: it has no weight_map from tensors to files")
+    # A checkpoint reads nothing outside its folder, and an index is no part of an index.
+    strange = sorted(part for part in set(parts.values()) if Path(part).name != part or Path(part).suffix not in PARTS)
+    if strange:
+        raise UserError(f"{path} names {strange[0]!r}; its parts are {' or '.join(PARTS)} files beside it")
     return parts
 
 
@@ -129,7 +135,7 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
         if found is None:
             raise UserError(f"{path} has no weights; expected one of {', '.join(WEIGHTS)}")
         path = found
-    if not path.exists():
+    if not path.is_file():
         raise UserError(f"{path} does not exist")
     if path.suffix == ".json":
         parts, tensors = _index(path), {}
@@ -151,20 +157,24 @@ def safetensors_bytes(tensors: dict[str, np.ndarray]) -> bytes:
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
+    import ml_dtypes  # noqa: F401 - NumPy knows bfloat16 by it
     import safetensors
 
     def read(name):
         with safetensors.safe_open(path, framework="numpy") as file:
             return file.get_tensor(name)
 
+    tensors = {}
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            return {
-                name: Tensor(tuple(file.get_slice(name).get_shape()), lambda name=name: read(name))
-                for name in file.keys()  # noqa: SIM118 - not a dict
-            }
+            for name in file.keys():  # noqa: SIM118 - not a dict
+                part = file.get_slice(name)
+                if part.get_dtype() not in NUMBERS:
+                    raise UserError(f"{path}: {name} has the type {part.get_dtype()}; read are {', '.join(NUMBERS)}")
+                tensors[name] = Tensor(tuple(part.get_shape()), lambda name=name: read(name))
     except safetensors.SafetensorError as error:
         raise UserError(f"{path} is not a whole safetensors file ({error}); copy or download it again") from None
+    return tensors
 
 
 def _pickled(path: Path) -> dict[str, Tensor]:
@@ -187,6 +197,9 @@ def _pickled(path: Path) -> dict[str, Tensor]:
     items = state.items() if isinstance(state, dict) else [(None, state)]
     if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in items):
         raise UserError(f"{path} holds something other than named tensors; save model.state_dict()")
+    strange = [n for n, v in items if v.layout != torch.strided or v.is_quantized or v.is_complex() or v.is_meta]
+    if strange:
+        raise UserError(f"{path}: {strange[0]} is no plain tensor of real numbers; save model.state_dict()")
 
     def read(value):
         return (value.detach().float() if value.is_floating_point() else value).numpy()

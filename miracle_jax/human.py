@@ -30,7 +30,7 @@ from string import Template
 
 import numpy as np
 
-from miracle_jax import storage
+from miracle_jax import reading, storage
 from miracle_jax.command_line import parse, split_words
 from miracle_jax.errors import UserError, one_sentence, refuse
 from miracle_jax.predictions import Prediction, read_systems
@@ -217,13 +217,23 @@ def _json(value) -> bytes:
 
 
 def read_key(path: str) -> Key:
-    content = storage.read(path)
+    otherwise = f"{path} is not a key as `sheets` writes it; take the one of these sheets"
+    record = reading.parse_object(storage.read(path), otherwise)
     try:
-        record = json.loads(content)
-        low, high = map(int, record["scale"])
-        return Key((low, high), int(record["seed"]), {code: Item(**item) for code, item in record["items"].items()})
+        low, high = record["scale"]
+        items = {code: Item(**item) for code, item in record["items"].items()}
+        key = Key((low, high), record["seed"], items)
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is not a key as `sheets` writes it; take the one of these sheets") from None
+        raise UserError(otherwise) from None
+    whole = [low, high, key.seed, *(item.sheet for item in items.values())]
+    named = [name for item in items.values() for name in (item.system, item.instance)]
+    if not all(type(n) is int and 0 <= n < 2**63 for n in whole) or not all(isinstance(name, str) for name in named):
+        raise UserError(otherwise)
+    # Every annotator rates every system's reply to every instance.
+    columns = zip(*((item.sheet, item.system, item.instance) for item in items.values()), strict=True)
+    if not items or math.prod(len(set(column)) for column in columns) != len(items) or not low < high < low + 100:
+        raise UserError(otherwise)
+    return key
 
 
 def read_ratings(filled: Sequence[str], key: Key) -> dict[str, list[float]]:

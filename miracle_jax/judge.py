@@ -27,12 +27,12 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
-from miracle_jax import checkpoint, config, dataset, hub, losses, pretrained, storage
+from miracle_jax import checkpoint, config, dataset, hub, losses, pretrained, reading, storage
 from miracle_jax.attributes import Schema
 from miracle_jax.bert import Bert
 from miracle_jax.command_line import parse, split_words
 from miracle_jax.dataset import Instance
-from miracle_jax.errors import UserError, first_line, one_sentence
+from miracle_jax.errors import UserError, one_sentence
 from miracle_jax.layers import Compute, dense
 from miracle_jax.pipeline import by_length
 from miracle_jax.stages import fit
@@ -90,6 +90,10 @@ class Head(nnx.Module):
             a, b = texts
             texts = (a, b, jnp.abs(a - b), a * b)
         return self.out(jax.nn.silu(self.hidden(jnp.concatenate(texts, axis=-1))))
+
+
+def head_shapes(width: int, pair: bool, classes: int) -> dict:
+    return nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: Head(width, pair, classes, nnx.Rngs(0)))))
 
 
 @dataclass(frozen=True)
@@ -165,25 +169,45 @@ class Judges:
         """Raises UserError when the folder holds none."""
         folder = Path(folder).expanduser()
         try:
-            self.facts = json.loads((folder / "judges.json").read_bytes())
-        except (OSError, ValueError) as error:
+            self.facts = reading.json_object(folder / "judges.json")
+            self._check_facts()
+        except UserError as error:
             raise UserError(
-                f"{folder} holds no judges ({first_line(error)}); train some with python -m miracle_jax.judge {folder}"
+                f"{folder} holds no judges ({error}); train some with python -m miracle_jax.judge {folder}"
             ) from None
         self.schema = Schema.load(folder / "schema.toml")
         self.encoder = Encoder.of(self.facts["options"]["encoder"])
         file = folder / "judges.safetensors"
-        tensors = {name: tensor.read() for name, tensor in hub.tensors_of(file).items()}
-        parts = unflatten_dict(tensors, sep=".")
-        names = (*self.schema.names, CONSISTENCY)
-        if parts.keys() != {str(i) for i in range(len(names))}:
+        names, frozen = (*self.schema.names, CONSISTENCY), self.facts["options"]["frozen"]
+        bert = {} if frozen else {"bert": self.encoder.params}
+        expected = {
+            str(i): {"head": head_shapes(self.encoder.shape.width, name == CONSISTENCY, classes)} | bert
+            for i, (name, classes) in enumerate(zip(names, (*self.schema.sizes, 2), strict=True))
+        }
+        tensors = hub.tensors_of(file)
+        shapes = {path: leaf.shape for path, leaf in flatten_dict(expected, sep=".").items()}
+        if {name: tensor.shape for name, tensor in tensors.items()} != shapes:
             raise UserError(f"{file} does not hold the {len(names)} judges that {folder} lists; train them again")
+        parts = unflatten_dict({name: tensor.read() for name, tensor in tensors.items()}, sep=".")
         self._judges = {name: Judge(self.encoder, **parts[str(i)]) for i, name in enumerate(names)}
         self.fingerprint = checkpoint.fingerprint((self.encoder.params, parts))[:16]
         self.accuracy = {name: fact["accuracy"] for name, fact in self.facts["judges"].items()}
         trained = "with a head" if self.facts["options"]["frozen"] else "fine-tuned"
-        measured = f"accuracy by {self.facts['measured_by']}, of NLI on validation dialogues"
+        measured = f"accuracy by {self.facts.get('measured_by')}, of NLI on validation dialogues"
         self.about = f"{self.facts['options']['encoder']}, {trained} ({measured})"
+
+    def _check_facts(self) -> None:
+        options, judges = self.facts.get("options"), self.facts.get("judges")
+        if not isinstance(options, dict) or not isinstance(judges, dict):
+            raise UserError("judges.json has no options or judges")
+        if not isinstance(options.get("encoder"), str) or not isinstance(options.get("frozen"), bool):
+            raise UserError("judges.json does not say which encoder they have, or whether it was trained")
+        accuracies = [fact.get("accuracy") if isinstance(fact, dict) else None for fact in judges.values()]
+        if not all(type(accuracy) in (int, float) for accuracy in accuracies):
+            raise UserError("judges.json has accuracies that are no numbers")
+        learned = self.facts.get("learned_from")
+        if not isinstance(learned, list) or not all(isinstance(key, str) for key in learned):
+            raise UserError("judges.json does not say what they learned from")
 
     def attributes(self, replies: Sequence[str]) -> dict[str, np.ndarray]:
         """For every attribute the probability of its aspects, (N, C)."""

@@ -10,7 +10,6 @@ Path of a batch: contexts -> prior encoder -> z(T) -> ODE down the energy -> z(0
 
 import copy
 import dataclasses
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -24,7 +23,7 @@ import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from miracle_jax import checkpoint, config, dataset, decode, pretrained, storage
+from miracle_jax import checkpoint, config, dataset, decode, pretrained, reading, storage
 from miracle_jax.attributes import Personality, Schema
 from miracle_jax.cvae import Miracle, join, split
 from miracle_jax.energy import aspect_probabilities
@@ -87,12 +86,7 @@ def read_run(workdir: str | Path) -> Stored:
         )
     if not (workdir / "model.json").is_file():
         raise UserError(f"{workdir} is not finished (no model.json); run its python -m miracle_jax.train command again")
-    try:
-        facts = json.loads((workdir / "model.json").read_bytes())
-    except ValueError as error:
-        raise UserError(f"{workdir / 'model.json'} is not valid JSON: {error}") from None
-    if not isinstance(facts, dict) or not {"accuracy", "heads"} <= facts.keys():
-        raise UserError(f"{workdir / 'model.json'} lacks accuracy or heads; restore it from a copy")
+    facts = _facts(workdir / "model.json")
     schema = Schema.load(workdir / "schema.toml")
     shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: Miracle(run, schema.sizes, nnx.Rngs(0)))))
     trained, frozen = split(run, shapes)
@@ -106,7 +100,25 @@ def read_run(workdir: str | Path) -> Stored:
     if frozen:
         nothing = pretrained.zeros(lambda: Miracle(run, schema.sizes, nnx.Rngs(0)))
         miracle = join(miracle, split(run, pretrained.start_from(run, nothing)[0])[1])
-    return Stored(run, schema, Tokenizers.load(workdir / "tokenizers"), facts, miracle, params["refit_heads"])
+    tokenizers = Tokenizers.load(workdir / "tokenizers")
+    tokenizers.check(run)
+    return Stored(run, schema, tokenizers, facts, miracle, params["refit_heads"])
+
+
+def _facts(path: Path) -> dict:
+    """model.json. Raises UserError unless it has the form in which training writes it."""
+    facts = reading.json_object(path)
+    accuracy = facts.get("accuracy")
+    kinds = ("joint", "refit")
+    if not isinstance(accuracy, dict) or facts.get("heads") not in accuracy or not accuracy.keys() <= set(kinds):
+        raise UserError(f"{path} lacks accuracy or heads ({' or '.join(kinds)}); restore it from a copy")
+    means = [figures.get("mean", 0.0) for figures in accuracy.values() if isinstance(figures, dict)]
+    if len(means) < len(accuracy) or not all(type(mean) in (int, float) for mean in means):
+        raise UserError(f"{path} has accuracies that are no numbers; restore it from a copy")
+    for name, known in (("format", ("orbax", "safetensors")), ("dtype", ("float32", "bfloat16"))):
+        if facts.get(name, known[0]) not in known:
+            raise UserError(f"{path}: {name} is {facts[name]!r}; expected {' or '.join(known)}")
+    return facts
 
 
 def load(workdir: str | Path) -> "Model":

@@ -9,14 +9,15 @@ those of the instance. What else it has is not read. `python -m miracle_jax.gene
 lines.
 """
 
-import codecs
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from miracle_jax import dataset, storage
+from miracle_jax import dataset, reading, storage
 from miracle_jax.attributes import Schema
-from miracle_jax.errors import SHOWN, UserError, first_line, refuse
+from miracle_jax.errors import SHOWN, Problems, UserError, refuse
+
+LONGEST_REPLY = 20_000
+"""Characters of a reply. ROUGE compares every word with every word of the reference."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def read_answers(path: str, tasks: Sequence[dict], ids: Sequence[str], schema: S
     found, problems = _read(path, ("id", "reply"), check, lambda p: (p.id, p.personality))
     refuse(problems, f"{path} is no file of replies; mend it")
     known = set(ids)
+    problems = []
     unknown = [i for i in dict.fromkeys(prediction.id for prediction in found.values()) if i not in known]
     if unknown:
         problems.append(f"the test set has no instance {_listed(unknown)}")
@@ -82,7 +84,7 @@ def read_systems(named: Sequence[str]) -> dict[str, dict[str, Prediction]]:
     UserError with all problems of all files."""
     if not named:
         raise UserError("name the replies of every system with --predictions NAME=FILE.jsonl ...")
-    systems, problems = {}, []
+    systems, problems = {}, Problems()
     for name, path in named_files(named).items():
         systems[name], wrong = _read(path, ("id", "input", "output", "personality", "reply"), _said, lambda p: p.id)
         problems += wrong
@@ -101,35 +103,33 @@ def _said(prediction: Prediction) -> Prediction:
 
 def _read(
     path: str, needed: Sequence[str], check: Callable[[Prediction], Prediction], key: Callable[[Prediction], object]
-) -> tuple[dict, list[str]]:
+) -> tuple[dict, Problems]:
     """The lines of a file by their key, and what is wrong with the file."""
-    found, problems = {}, []
-    for number, line in enumerate(storage.read(path).removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
-        if not line.strip():
-            continue
+    found, problems = {}, Problems()
+    for number, line in reading.lines(storage.read(path)):
         where = f"{path}:{number}"
         try:
             prediction = check(_prediction(where, line, needed))
         except UserError as error:
-            problems.append(f"{where}: {error}")
+            problems += [f"{where}: {error}"]
             continue
         first = found.setdefault(key(prediction), prediction)
         if first is not prediction:
             known = f"id {first.id!r} is at {first.where} already"
             if isinstance(key(prediction), tuple):
-                problems.append(f"{where}: {known}, with the same personality; expected one reply for each")
+                problems += [f"{where}: {known}, with the same personality; expected one reply for each"]
             else:
-                problems.append(f"{where}: {known}; expected one reply an id, so not --personality all")
+                problems += [f"{where}: {known}; expected one reply an id, so not --personality all"]
     if not found and not problems:
-        problems = [f"{path}:1: there is no reply; expected one JSON object a line"]
+        problems += [f"{path}:1: there is no reply; expected one JSON object a line"]
     return found, problems
 
 
 def _prediction(where: str, line: bytes, needed: Sequence[str]) -> Prediction:
     try:
-        record = json.loads(line.decode())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"invalid JSON: {first_line(error)}; expected one JSON object a line, in UTF-8") from None
+        record = reading.parse(line)
+    except UserError as error:
+        raise UserError(f"{error}; expected one JSON object a line, in UTF-8") from None
     if not isinstance(record, dict):
         raise UserError(f"this is no object; expected a JSON object with {', '.join(needed[:-1])} and {needed[-1]}")
     if "personality" not in needed:  # a file that others wrote
@@ -152,6 +152,10 @@ def _prediction(where: str, line: bytes, needed: Sequence[str]) -> Prediction:
         if not asked or asked - replied not in (0, 1):
             raise UserError(f"'input' has {asked} turns and 'output' {replied}; expected as many, or one reply fewer")
         context = _context(record)
+    if len(record["reply"]) > LONGEST_REPLY:
+        raise UserError(
+            f"'reply' has {len(record['reply']):,} characters; at most {LONGEST_REPLY:,} can be scored; cut it"
+        )
     texts = (record["id"], context, record["personality"], record["reply"])
     if not dataset.is_unicode("".join(texts)):
         raise UserError(f"a text has {dataset.NOT_UNICODE}")

@@ -1,7 +1,7 @@
 """Pretrained checkpoints: what their configs mean, reading their weights, and starting a model from them."""
 
 import dataclasses
-import json
+import math
 import re
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from miracle_jax import config, gguf_file, weights
+from miracle_jax import config, gguf_file, reading, weights
 from miracle_jax.bert import Bert
 from miracle_jax.decoder import make as make_decoder
 from miracle_jax.errors import UserError
@@ -73,15 +73,10 @@ def _config_of(path: Path) -> dict:
     """transformers' config of a checkpoint; of a .gguf file, the same made from its metadata."""
     if path.suffix == ".gguf":
         return gguf_file.config_of(path)
-    try:
-        values = json.loads((path / "config.json").read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path} has no config.json; it is not a transformers checkpoint") from None
-    except (ValueError, NotADirectoryError) as error:
-        raise UserError(f"{path / 'config.json'} cannot be read: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path / 'config.json'} cannot be read: it is not an object with entries")
-    return values
+    file = path / "config.json"
+    if not file.is_file():
+        raise UserError(f"{path} has no config.json; it is not a transformers checkpoint")
+    return reading.json_object(file, "cannot be read")
 
 
 class _Reader:
@@ -98,12 +93,28 @@ class _Reader:
             return 1
         return value
 
-    def size(self, key: str, default=None) -> int:
+    def size(self, key: str, default=None, most: int = config.WIDEST) -> int:
         value = self(key, default)
-        if type(value) is int and value > 0:
+        if type(value) is int and 0 < value <= most:
             return value
-        self.problems.append(f"{key} is {value!r}; it must be a whole number above 0")
+        self.problems.append(f"{key} is {value!r}; it must be a whole number from 1 to {most:,}")
         return 1
+
+    def depth(self, key: str) -> int:
+        return self.size(key, most=config.DEEPEST)
+
+    def number(self, key: str, default: float) -> float:
+        value = self(key, default)
+        if type(value) in (int, float) and 0 < value < math.inf:
+            return float(value)
+        self.problems.append(f"{key} is {value!r}; it must be a finite number above 0")
+        return 1.0
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self(key, default)
+        if type(value) is not bool:
+            self.problems.append(f"{key} is {value!r}; it must be true or false")
+        return bool(value)
 
     def must(self, key: str, wanted) -> None:
         """What is not said is as wanted."""
@@ -113,9 +124,16 @@ class _Reader:
 
     def activation(self, key: str, default: str) -> str:
         value = self(key, default)
-        if value not in ACTIVATIONS:
+        if not isinstance(value, str) or value not in ACTIVATIONS:
             self.problems.append(f"{key} is {value!r}, supported are {', '.join(ACTIVATIONS)}")
-        return ACTIVATIONS.get(value, "gelu")
+            return "gelu"
+        return ACTIVATIONS[value]
+
+    def heads(self, width: int, heads: int, kv_heads: int = 1, pairs: bool = False) -> None:
+        """That heads share the width evenly, and keys and values the heads; with `pairs` a head's size is even."""
+        if width % heads or heads % kv_heads or (pairs and width // heads % 2):
+            grouped = f" of {kv_heads} keys and values" if kv_heads > 1 else ""
+            self.problems.append(f"{heads} heads{grouped} cannot share a width of {width}")
 
     def done(self) -> None:
         if self.problems:
@@ -131,11 +149,12 @@ def bert_shape(values: dict, base: config.Bert, name: str) -> config.Bert:
     take.must("add_cross_attention", False)
     shape = dataclasses.replace(
         base, vocab_size=take.size("vocab_size"), width=take.size("hidden_size"),
-        depth=take.size("num_hidden_layers"), heads=take.size("num_attention_heads"),
+        depth=take.depth("num_hidden_layers"), heads=take.size("num_attention_heads"),
         mlp=take.size("intermediate_size"), max_positions=take.size("max_position_embeddings"),
         segments=take.size("type_vocab_size", 2),
-        activation=take.activation("hidden_act", "gelu"), norm_eps=take("layer_norm_eps", 1e-12),
+        activation=take.activation("hidden_act", "gelu"), norm_eps=take.number("layer_norm_eps", 1e-12),
     )  # fmt: skip
+    take.heads(shape.width, shape.heads)
     take.done()
     return shape
 
@@ -151,25 +170,29 @@ def decoder_shape(values: dict, base: config.Decoder, name: str) -> config.Gpt2 
         take.must("tie_word_embeddings", True)
         width = take.size("n_embd")
         shape = config.Gpt2(**shared | dict(
-            vocab_size=take.size("vocab_size"), width=width, depth=take.size("n_layer"), heads=take.size("n_head"),
+            vocab_size=take.size("vocab_size"), width=width, depth=take.depth("n_layer"), heads=take.size("n_head"),
             mlp=take.size("n_inner", 4 * width), max_positions=take.size("n_positions", values.get("n_ctx")),
-            norm_eps=take("layer_norm_epsilon", 1e-5),
+            norm_eps=take.number("layer_norm_epsilon", 1e-5),
         ), activation=take.activation("activation_function", "gelu_new"))  # fmt: skip
+        take.heads(width, shape.heads)
     elif values.get("model_type") == "llama":
         width, heads = take.size("hidden_size"), take.size("num_attention_heads")
         rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+        rope = rope if isinstance(rope, dict) else {"rope_type": rope}
+        take.values = values | {"rope_theta": rope.get("rope_theta") or values.get("rope_theta")}
         if rope.get("rope_type", rope.get("type", "default")) != "default":
             take.problems.append(f"rope_scaling is {rope}, supported is none")
         take.must("attention_bias", False)
         take.must("mlp_bias", False)
         take.must("head_dim", width // heads)
         shape = config.Llama(**shared | dict(
-            vocab_size=take.size("vocab_size"), width=width, depth=take.size("num_hidden_layers"), heads=heads,
+            vocab_size=take.size("vocab_size"), width=width, depth=take.depth("num_hidden_layers"), heads=heads,
             mlp=take.size("intermediate_size"), max_positions=take.size("max_position_embeddings"),
-            norm_eps=take("rms_norm_eps", 1e-6),
+            norm_eps=take.number("rms_norm_eps", 1e-6),
         ), activation=take.activation("hidden_act", "silu"), kv_heads=take.size("num_key_value_heads", heads),
-            rope_theta=float(rope.get("rope_theta") or take("rope_theta", 10000.0)),
-            tied=take("tie_word_embeddings", False))  # fmt: skip
+            rope_theta=take.number("rope_theta", 10000.0),
+            tied=take.flag("tie_word_embeddings", False))  # fmt: skip
+        take.heads(width, heads, shape.kv_heads, pairs=True)
     else:
         raise UserError(
             f"{name} is a {values.get('model_type')!r} model; decoders of the GPT-2 and Llama families are supported"
@@ -244,9 +267,10 @@ def text_encoder(name: str, field: str) -> tuple[config.Bert, dict]:
 
 
 def zeros(make) -> dict:
-    """Parameters of the module that `make` makes."""
+    """Parameters of the module that `make` makes, all 0, to be read only."""
     shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(make)))
-    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+    # Views of one number: a shape that a file announces takes no memory before its weights are there.
+    return jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
 
 
 def read_folder(folder: Path, settings: config.Config, expected: dict) -> dict:
@@ -273,7 +297,7 @@ def read_folder(folder: Path, settings: config.Config, expected: dict) -> dict:
 def _flat_load(table: Table, tensors: dict[str, Tensor], expected: dict, name: Path) -> dict[str, np.ndarray]:
     """What a table names of `expected` (nested dict of shapes), by path."""
     flat = flatten_dict(expected, sep=".")
-    wanted = {entry.path: np.zeros(flat[entry.path].shape, np.float32) for entry in table.entries}
+    wanted = {entry.path: np.broadcast_to(np.float32(0), flat[entry.path].shape) for entry in table.entries}
     loaded, lacking = weights.load(table, tensors, unflatten_dict(wanted, sep="."), str(name))
     if lacking:
         raise UserError(f"{name} lacks {', '.join(lacking)}; copy or export it again")

@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import math
 import sys
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from miracle_jax import compiled, config, goodput, storage
+from miracle_jax import compiled, config, goodput, reading, storage
 from miracle_jax.errors import UserError
 
 
@@ -36,9 +35,9 @@ class Report:
     def _forget_after(self, step: int) -> None:
         """Drops what a stopped run logged after its last checkpoint, but for the time spent: those steps run again."""
         if self.path.exists():
-            rows = [_row(line) for line in self.path.read_text(errors="replace").splitlines()]
-            rows = [goodput.repeated(row, step) if row.get("split") == goodput.SPLIT else row for row in rows]
-            kept = [row for row in rows if row.get("step", math.inf) <= step]
+            rows = reading.metrics(self.path)
+            rows = [goodput.repeated(row, step) if row["split"] == goodput.SPLIT else row for row in rows]
+            kept = [row for row in rows if row["step"] <= step]
             with storage.disk_errors(str(self.path)), storage.replacing(self.path) as file:
                 file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
 
@@ -124,7 +123,7 @@ class Report:
             return
         from matplotlib.figure import Figure  # no pyplot: it would look for a display
 
-        rows = [json.loads(line) for line in self.path.read_text().splitlines()]
+        rows = reading.metrics(self.path)
         panels = {
             "reconstruction (nats a token)": ["reconstruct", "reconstruct_posterior", "reconstruct_prior"],
             "KL with its floor (nats)": ["kl", "kl_floored"],
@@ -153,18 +152,10 @@ class Report:
 def training_seconds(metrics: Path, batch_size: int) -> float:
     """What the steps that a metrics.jsonl tells of took, also those before the run was resumed; without validations and
     checkpoints."""
-    rows = [row for row in map(json.loads, metrics.read_text().splitlines()) if row["split"] == "train"]
+    rows = [row for row in reading.metrics(metrics) if row["split"] == "train"]
+    rows = [row for row in rows if row.get("examples_per_second", 0) > 0]
     steps = np.diff([row["step"] for row in rows], prepend=0)
     return float(np.sum(steps * batch_size / [row["examples_per_second"] for row in rows]))
-
-
-def _row(line: str) -> dict:
-    """A line of metrics.jsonl; {} for one that is not whole."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return {}
-    return row if isinstance(row, dict) else {}
 
 
 def _optional(module: str, flag: str, extra: str):

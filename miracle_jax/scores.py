@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from miracle_jax import fluency, metrics
+from miracle_jax import fluency, metrics, reading
 from miracle_jax.errors import UserError
 from miracle_jax.fluency import LanguageModel
 from miracle_jax.judge import Context, Judges
@@ -58,14 +58,11 @@ class Kept:
         for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
             if not line.endswith(b"\n"):
                 break
-            try:
-                known |= json.loads(line)
-            except (ValueError, TypeError):
-                raise UserError(f"{path} is damaged; delete it, and its scores are computed again") from None
+            known |= reading.parse_object(line, f"{path} is damaged; delete it, and its scores are computed again")
             whole += len(line)
         new = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
         if not new:
-            return np.array([known[key] for key in keys], np.float32)
+            return _array([known[key] for key in keys], path)
         with path.open("ab") as file:
             file.truncate(whole)  # a chunk that was cut short
             for start in range(0, len(new), CHUNK):
@@ -76,7 +73,14 @@ class Kept:
                 file.flush()
                 os.fsync(file.fileno())
                 known |= chunk
-        return np.array([known[key] for key in keys], np.float32)
+        return _array([known[key] for key in keys], path)
+
+
+def _array(rows: list, path: Path) -> np.ndarray:
+    try:
+        return np.array(rows, np.float32)
+    except (ValueError, TypeError, OverflowError):
+        raise UserError(f"{path} is damaged; delete it, and its scores are computed again") from None
 
 
 def score(

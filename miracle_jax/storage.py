@@ -16,7 +16,7 @@ from pathlib import Path
 
 from etils import epath
 
-from miracle_jax import config
+from miracle_jax import config, reading
 from miracle_jax.errors import UserError
 
 try:
@@ -40,11 +40,11 @@ def is_remote(path: str | Path) -> bool:
 
 
 def read(path: str | Path) -> bytes:
-    """The content of a local or remote file. Raises UserError when there is none."""
+    """The content of a local or remote file. Raises UserError as `reading.content` does."""
+    if not is_remote(path):
+        return reading.content(path)
     try:
-        if is_remote(path):
-            return _remote(lambda: epath.Path(path).read_bytes(), path, COPY_TIMEOUT)
-        return Path(path).expanduser().read_bytes()
+        return _remote(lambda: epath.Path(path).read_bytes(), path, COPY_TIMEOUT)
     except FileNotFoundError:
         raise UserError(f"file {path} does not exist") from None
     except IsADirectoryError:
@@ -163,6 +163,8 @@ def new_folder(path: str | Path):
 
 def run_folder(name: str | Path) -> Path:
     """The local folder of a run or an export, which may be in a bucket, or of a model that comes with the package."""
+    if not isinstance(name, str | os.PathLike):
+        raise UserError(f"a run is named by its folder, not {name!r}")
     if str(name) in SHIPPED:
         return Path(__file__).with_name("models") / name
     return local_copy(str(name)) if is_remote(name) else Path(name).expanduser()
@@ -175,20 +177,20 @@ def local_copy(path: str) -> Path:
         marker = _remote(lambda: (remote / COMPLETE).read_bytes(), remote, PROBE_TIMEOUT)
     except FileNotFoundError:
         raise UserError(f"{path} holds no whole folder (no {COMPLETE}); write it with miracle_jax.export") from None
-    if not _lists_files(marker):
-        raise UserError(f"{path}/{COMPLETE} does not list files and their sizes; write the folder again")
+    _listed(marker, remote)
     name = hashlib.sha256(f"{path}\n".encode() + marker).hexdigest()[:20]
     return build_once(config.Data().cache, f"fetched-{name}", lambda folder: _fetch(remote, folder))
 
 
-def _lists_files(marker: bytes) -> bool:
-    """Whether COMPLETE is one, and names nothing outside its folder."""
-    try:
-        sizes = json.loads(marker)
-    except ValueError:
-        return False
-    paths = [Path(name) for name in sizes] if isinstance(sizes, dict) else [Path("/")]
-    return not any(path.is_absolute() or ".." in path.parts for path in paths)
+def _listed(marker: bytes, folder: Path) -> dict[str, int]:
+    """What COMPLETE lists. Raises UserError where it is no such list, or names something outside its folder."""
+    otherwise = f"{folder}/{COMPLETE} does not list files and their sizes; write the folder again"
+    sizes = reading.parse_object(marker, otherwise)
+    for name, size in sizes.items():
+        path = Path(name)
+        if path.is_absolute() or ".." in path.parts or "\0" in name or type(size) is not int:
+            raise UserError(f"{otherwise}: {name!r}: {size!r}")
+    return sizes
 
 
 def build_once(cache: str, name: str, write: Callable[[Path], None]) -> Path:
@@ -226,9 +228,9 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 def _is_complete(folder: Path) -> bool:
     try:
-        sizes = json.loads((folder / COMPLETE).read_bytes())
+        sizes = _listed((folder / COMPLETE).read_bytes(), folder)
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError):
+    except (OSError, UserError):
         return False
 
 
@@ -254,7 +256,7 @@ def _fetch(remote: epath.Path, folder: Path) -> bool:
         marker = _remote(lambda: (remote / COMPLETE).read_bytes(), remote, PROBE_TIMEOUT)
     except FileNotFoundError:
         return False
-    for name in json.loads(marker):
+    for name in _listed(marker, remote):
         content = _remote(lambda name=name: (remote / name).read_bytes(), remote / name, COPY_TIMEOUT)
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

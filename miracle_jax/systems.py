@@ -10,6 +10,7 @@ import json
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +18,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from miracle_jax import cluster, config, dataset, generate, mesh, report, storage
+from miracle_jax import cluster, config, dataset, generate, mesh, reading, report, storage
 from miracle_jax.attributes import UNKNOWN, Schema
 from miracle_jax.errors import UserError
 from miracle_jax.model import Model
-from miracle_jax.predictions import read_answers
+from miracle_jax.predictions import LONGEST_REPLY, read_answers
 from miracle_jax.scores import Scores
 
 REFERENCES = "references"
@@ -94,8 +95,11 @@ def read_test_set(data: str, schema: Schema, per_personality: int, seed: int) ->
     """The instances of a file, as `choose` chooses them. data: as `dataset.labelled_source` reads it."""
     instances = dataset.read_files(dataset.labelled_source(data, schema), schema)
     ids = [instance.id or str(number) for number, instance in enumerate(instances)]
-    if repeated := sorted({i for i in ids if ids.count(i) > 1} if len(set(ids)) < len(ids) else ()):
+    if repeated := sorted(i for i, times in Counter(ids).items() if times > 1):
         raise UserError(f"{data} has several instances with the id {', '.join(repeated[:20])}; number them anew")
+    long = [i for i, instance in zip(ids, instances, strict=True) if len(instance.replies[-1]) > LONGEST_REPLY]
+    if long:
+        raise UserError(f"{data}: the reply of id {long[0]} has more than {LONGEST_REPLY:,} characters; cut it")
     numbered = dict(zip(ids, instances, strict=True))
     return TestSet(schema, tuple(ids), choose(numbered, per_personality, seed))
 
@@ -165,13 +169,17 @@ def answer(
                 file.write(json.dumps(clock | {"replies": written, "on": mesh.hardware()}).encode())
     if not cluster.first():
         return None
-    not_ok = sum(not json.loads(line)["ok"] for line in path.read_bytes().splitlines())
+    damaged = f"{path} is damaged; delete it, and the contexts are answered again"
+    not_ok = sum(not reading.parse_object(line, damaged).get("ok") for _, line in reading.lines(storage.read(path)))
     facts = {"replies": len(tasks), "not_ok": not_ok, "settings": _settings(variant, decode)}
     if timing.exists():
-        known = json.loads(timing.read_bytes())
-        if known["replies"]:
-            rate = 1000 * known["seconds"] / known["replies"]
-            facts |= {"seconds_per_1000": rate, "answered": known["replies"], "answered_on": known["on"]}
+        known = reading.json_object(timing)
+        try:
+            if known["replies"]:
+                rate = 1000 * known["seconds"] / known["replies"]
+                facts |= {"seconds_per_1000": rate, "answered": known["replies"], "answered_on": known["on"]}
+        except (KeyError, TypeError):
+            raise UserError(f"{timing} is damaged; delete it") from None
     replies = read_answers(str(path), own, test.ids, test.schema)
     to_every = read_answers(str(path), every, test.ids, test.schema) if every else None
     return System(variant.name, replies, wanted, to_every, facts, variant.strength)
@@ -236,6 +244,6 @@ def training(workdir: Path) -> dict:
     if not (workdir / "metrics.jsonl").exists() or not (workdir / "model.json").exists():
         return {}
     batch_size = config.load_run(workdir).train.batch_size
-    trained_on = json.loads((workdir / "model.json").read_bytes()).get("hardware")
+    trained_on = reading.json_object(workdir / "model.json").get("hardware")
     seconds = report.training_seconds(workdir / "metrics.jsonl", batch_size)
     return {"training_seconds": seconds, "trained_on": trained_on}

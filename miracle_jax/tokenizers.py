@@ -14,9 +14,13 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from miracle_jax import gguf_file, hub, storage
+from miracle_jax import gguf_file, hub, reading, storage
 from miracle_jax.config import Config, Decoder
-from miracle_jax.errors import UserError
+from miracle_jax.errors import UserError, first_line
+
+LONGEST_TURN = 2**16
+"""Characters of a turn that are read, from its end: many times what a model has room for. Tokenising takes some 200
+bytes a character."""
 
 Ids = list[int]
 
@@ -36,6 +40,15 @@ class _Tokenizer:
         self.size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self._user, self._assistant, self._between = self.encode_batch(["User:", "Assistant:", "\n\n"])
 
+    def _ids(self) -> Ids:
+        """Of the special tokens in ROLES. Raises UserError for one that is not in the vocabulary."""
+        tokens = [self.special.get(role) for role in self.ROLES]
+        ids = [self.backend.token_to_id(token) if isinstance(token, str) else None for token in tokens]
+        if None in ids:
+            role = self.ROLES[ids.index(None)]
+            raise UserError(f"a tokenizer has no {role}, or not in its vocabulary: {self.special.get(role)!r}")
+        return ids
+
     def encode(self, text: str) -> Ids:
         return self.encode_batch([text])[0]
 
@@ -43,7 +56,7 @@ class _Tokenizer:
         return [e.ids for e in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def _turns(self, questions: Sequence[str], replies: Sequence[str]) -> tuple[list[Ids], list[Ids]]:
-        ids = self.encode_batch([turn.strip() for turn in (*questions, *replies)])
+        ids = self.encode_batch([turn.strip()[-LONGEST_TURN:] for turn in (*questions, *replies)])
         return ids[: len(questions)], ids[len(questions) :]
 
     def _cut(self, questions: Sequence[Ids], replies: Sequence[Ids], room: int) -> Ids:
@@ -82,9 +95,13 @@ class _Tokenizer:
 
     @classmethod
     def from_files(cls, files: dict[str, bytes]):
-        config = json.loads(files["tokenizer_config.json"])
+        """Reads what `files` gives. Raises UserError where they are missing or damaged."""
+        config = reading.parse_object(files.get("tokenizer_config.json", b""), "tokenizer_config.json is invalid JSON")
         special = {name: token for name, token in config.items() if name.endswith("_token")}
-        return cls(tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode()), special)
+        try:
+            return cls(tokenizers.Tokenizer.from_str(files.get("tokenizer.json", b"").decode()), special)
+        except Exception as error:  # the library raises nothing more special
+            raise UserError(f"the tokenizers are damaged ({first_line(error)}); restore them from a copy") from None
 
 
 class EncoderTokenizer(_Tokenizer):
@@ -95,7 +112,7 @@ class EncoderTokenizer(_Tokenizer):
 
     def __init__(self, backend: tokenizers.Tokenizer, special: dict[str, str]):
         super().__init__(backend, special)
-        self.cls_id, self.sep_id, self.pad_id = (backend.token_to_id(special[role]) for role in self.ROLES)
+        self.cls_id, self.sep_id, self.pad_id = self._ids()
 
     def context(self, questions: Sequence[str], replies: Sequence[str], limit: int) -> Ids:
         """[CLS] context [SEP], at most `limit` tokens. questions: M; replies: the M - 1 before the last question.
@@ -136,7 +153,7 @@ class DecoderTokenizer(_Tokenizer):
 
     def __init__(self, backend: tokenizers.Tokenizer, special: dict[str, str]):
         super().__init__(backend, special)
-        self.bos_id, self.eos_id = (backend.token_to_id(special[role]) for role in self.ROLES)
+        self.bos_id, self.eos_id = self._ids()
 
     def reply(self, text: str, limit: int) -> Ids:
         """<bos> text <eos>, the text cut on the right so that all of it is at most `limit` tokens."""
@@ -201,12 +218,13 @@ class Tokenizers:
         """Reads what `save` wrote."""
         names = ("tokenizer.json", "tokenizer_config.json")
         paths = [f"{part}/{name}" for part in ("encoder", "decoder") for name in names]
+        if missing := [path for path in paths if not (Path(folder) / path).is_file()]:
+            raise UserError(f"{folder}/{missing[0]} is missing; it belongs to the tokenizers that training keeps")
+        files = {path: reading.content(Path(folder) / path) for path in paths}
         try:
-            return cls.from_files({path: (Path(folder) / path).read_bytes() for path in paths})
-        except FileNotFoundError as error:
-            raise UserError(f"{error.filename} is missing; it belongs to the tokenizers that training keeps") from None
-        except Exception as error:  # the library raises nothing more special
-            raise UserError(f"{folder} holds damaged tokenizers ({error}); restore them from a copy") from None
+            return cls.from_files(files)
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from None
 
     def check(self, config: Config) -> None:
         """Raises UserError when the model has fewer embedding rows than a tokenizer has tokens."""
@@ -330,9 +348,9 @@ def _from_transformers(name: str, field: str) -> tuple[tokenizers.Tokenizer, dic
     from transformers import AutoTokenizer  # slow to import
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path if path.is_dir() else name)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+        tokenizer = AutoTokenizer.from_pretrained(path if path.is_dir() else name, trust_remote_code=False)
+    except Exception as error:  # a damaged tokenizer.json raises nothing more special
+        reason = first_line(error)
         raise UserError(
             f"{field} {name!r} is neither a folder with a tokenizer nor a hub name within reach: {reason}"
         ) from None

@@ -24,11 +24,12 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Key
 
-from miracle_jax import checkpoint, cluster, dataset, goodput, losses, mesh, pipeline, pretrained, storage
+from miracle_jax import checkpoint, cluster, dataset, goodput, losses, mesh, pipeline, pretrained, reading, storage
 from miracle_jax.command_line import read_config
 from miracle_jax.config import Config, load_run, local_folder, to_dict
 from miracle_jax.cvae import Miracle, check_device, join, split
 from miracle_jax.errors import UserError, one_sentence
+from miracle_jax.examples import read_arrays
 from miracle_jax.hub import absolute
 from miracle_jax.latent import Heads
 from miracle_jax.latent import kl as gaussian_kl
@@ -198,7 +199,9 @@ def start_run(config: Config, workdir: Path, corpus, control: str | None = None)
     )  # fmt: skip
     now = {"config": to_dict(config), "data": corpus.key} | ({"control": control} if control else {})
     if path.exists():
-        then = json.loads(path.read_text())
+        then = reading.json_object(path)
+        if not isinstance(then.get("config"), dict):
+            raise UserError(f"{path} is not as training writes it; restore it from a copy, or give another --workdir")
         if then.get("control") != control:
             what = f"the baseline --control {then['control']}" if then.get("control") else "a run of miracle_jax.train"
             raise UserError(f"{workdir} holds {what}; give another --workdir")
@@ -211,7 +214,7 @@ def start_run(config: Config, workdir: Path, corpus, control: str | None = None)
                 f"{workdir} holds a run with another {', '.join(differing)}; give the same flags to resume it, or "
                 "another --workdir to start anew"
             )
-        if then["data"] != corpus.key:
+        if then.get("data") != corpus.key:
             raise UserError(
                 f"{workdir} holds a run on other data; restore the files to resume it, or give another --workdir"
             )
@@ -281,7 +284,7 @@ def _train(config: Config, workdir: Path, held: contextlib.ExitStack) -> dict:
     cluster.one_first(lambda: start_run(config, workdir, corpus))
     if finished.exists():
         print(f"{workdir} is finished; python -m miracle_jax.generate {workdir} talks to it", flush=True)
-        return json.loads(finished.read_text())
+        return reading.json_object(finished)
 
     # ---- Start
     with ledger.of("restore"):
@@ -415,8 +418,7 @@ def _read_once(workdir: Path, name: str, graphdef, params, examples) -> dict[str
         took = time.perf_counter() - began
         print(f"the frozen encoders read {len(examples)} {name} instances in {took:.0f} s", flush=True)
         return means
-    with np.load(path) as means:
-        return dict(means)
+    return read_arrays(path)
 
 
 def read_command(command: str, doc: str, argv: list[str] | None = None) -> tuple[Config, str]:

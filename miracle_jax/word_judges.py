@@ -12,7 +12,7 @@ import numpy as np
 from miracle_jax import config, dataset
 from miracle_jax.attributes import Schema
 from miracle_jax.dataset import Instance
-from miracle_jax.errors import UserError
+from miracle_jax.errors import UserError, first_line
 
 
 class WordJudges:
@@ -34,7 +34,11 @@ class WordJudges:
             if len(set(labels)) < schema.sizes[a]:
                 raise UserError(f"the training data lacks aspects of {name}; a judge of it needs all {schema.sizes[a]}")
             words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-            self._judges[name] = make_pipeline(words, LogisticRegression(C=10.0, max_iter=1000)).fit(texts, labels)
+            judge = make_pipeline(words, LogisticRegression(C=10.0, max_iter=1000))
+            try:
+                self._judges[name] = judge.fit(texts, labels)
+            except ValueError as error:  # texts without a word
+                raise UserError(f"no judge of {name} can learn from the training data: {first_line(error)}") from None
             unseen = _answers(validation, a)
             self.accuracy[name] = float(self._judges[name].score(*unseen)) if unseen[0] else None
 

@@ -17,6 +17,11 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 
+def pytest_addoption(parser):
+    about = "mutated inputs for tests/test_fuzz.py, in place of the suite's few and other than these"
+    parser.addoption("--examples", type=int, default=0, help=about)
+
+
 def pytest_collection_modifyitems(items):
     if importlib.util.find_spec("torch"):
         return

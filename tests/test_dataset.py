@@ -82,7 +82,7 @@ def test_line_ends_blank_lines_and_a_byte_order_mark_do_no_harm():
 
 MALFORMED = {
     "syntax": (b'{"input": ["a"],', "invalid JSON at column 17: Expecting property name enclosed in double quotes"),
-    "not UTF-8": (line(personas="x").replace(b"x", b"\xff"), "(0xff) is not UTF-8; expected a file in UTF-8"),
+    "not UTF-8": (line(personas="x").replace(b"x", b"\xff"), "(0xff) is not UTF-8; expected one JSON object a line"),
     "deep": (b"[" * 100_000, "invalid JSON: maximum recursion depth exceeded"),
     "digits": (b'{"tag": ' + b"1" * 5000 + b"}", "invalid JSON: Exceeds the limit (4300 digits)"),
     "no object": (b"[1]", "this is a list; expected a JSON object with input, output and tag"),
@@ -146,7 +146,7 @@ def test_all_problems_of_all_files_come_together(tmp_path):
         read_files([("attitude", one), ("language_style", two)], SCHEMA)
     head, *listed = str(error.value).split("\n")
     assert head.startswith("25 problems in 20 lines of the data")
-    assert len(listed) == 21 and listed[-1] == "..."
+    assert len(listed) == 21 and listed[-1] == "... and 5 more"
     assert listed[14].startswith(f"{one}:15: ") and listed[15].startswith(f"{two}:2: ")
 
 

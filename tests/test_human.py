@@ -528,8 +528,8 @@ def test_an_annotator_counts_once(capsys, twice):
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ('{"id": 1', "a.jsonl:2: invalid JSON: Expecting ',' delimiter: line 1 column 9 (char 8); expected one JSON "),
-        (b'{"id": "\xff"}', "a.jsonl:2: invalid JSON: 'utf-8' codec can't decode byte 0xff in position 8"),
+        ('{"id": 1', "a.jsonl:2: invalid JSON at column 9: Expecting ',' delimiter; expected one JSON object a line"),
+        (b'{"id": "\xff"}', "a.jsonl:2: invalid JSON: byte 9 (0xff) is not UTF-8; expected one JSON object a line"),
         ("[1]", "a.jsonl:2: this is no object; expected a JSON object with id, input, output, personality and reply"),
         (line(5, id=5), "a.jsonl:2: 'id' is missing or not a text"),
         (line(5, reply=None), "a.jsonl:2: 'reply' is missing or not a text"),
