@@ -49,7 +49,7 @@ from miracle_jax.errors import LONGEST_LINE, UserError
 SCHEMA = Schema.load()
 SHARES = {"tokenizers": 60, "checkpoint of a Llama": 100, "checkpoint of a BERT": 60, "tokenizer of transformers": 30,
           "metrics of a run": 12, "a run": 24}  # fmt: skip
-"""Inputs in the suite, of readers that take long; of the others there are USUAL."""
+"""Inputs in the suite, of readers that take long; of the others there are USUAL. --examples keeps their proportions."""
 USUAL = 130
 PATIENCE = datetime.timedelta(seconds=10)
 """Within which an input has to be read or refused; all but the largest take milliseconds."""
@@ -276,7 +276,9 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_that_is_nearly_right_is_read_or_refused(readers, name, tmp_path, request, capsys, monkeypatch):
     reader, outcomes, began = readers[name](), Counter(), time.perf_counter()
-    number = request.config.getoption("--examples") // len(NAMES)
+    share, total = SHARES.get(name, USUAL), sum(SHARES.get(other, USUAL) for other in NAMES)
+    asked = request.config.getoption("--examples")
+    number = -(-asked * share // total) or share
     monkeypatch.setattr("warnings.warn", lambda *_, **__: None)
 
     def fill(files):
@@ -289,7 +291,7 @@ def test_a_file_that_is_nearly_right_is_read_or_refused(readers, name, tmp_path,
     reader.read(tmp_path)  # as it is, it is read
 
     @settings(
-        max_examples=number or SHARES.get(name, USUAL), derandomize=not number, database=None, deadline=PATIENCE,
+        max_examples=number, derandomize=not asked, database=None, deadline=PATIENCE,
         suppress_health_check=list(HealthCheck), phases=[Phase.generate, Phase.shrink],
     )  # fmt: skip
     @given(st.data())
@@ -306,8 +308,8 @@ def test_a_file_that_is_nearly_right_is_read_or_refused(readers, name, tmp_path,
             outcomes["refused"] += 1
 
     check()
-    assert (outcomes["refused"] or not reader.refuses) and outcomes.total() >= (number or SHARES.get(name, USUAL)) * 0.9
-    if number:
+    assert (outcomes["refused"] or not reader.refuses) and outcomes.total() >= 0.9 * number
+    if asked:
         with capsys.disabled():
             seconds = time.perf_counter() - began
             print(f"\n| {name} | {outcomes['read']:,} | {outcomes['refused']:,} | {seconds:.0f} |", end="", flush=True)
