@@ -26,7 +26,7 @@ Ids = list[int]
 
 
 def _check_ids(content: bytes, name: str) -> None:
-    """Raises UserError for a tokenizer.json or vocab.json whose ids no model has; some take memory for each up to them."""
+    """Raises UserError for a tokenizer.json or vocab.json with ids that no model has: they would take memory."""
     value = reading.parse_object(content, f"{name} is not valid JSON")
     model, added = value.get("model"), value.get("added_tokens")
     vocabulary = model.get("vocab") if isinstance(model, dict) else value
