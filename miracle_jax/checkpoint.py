@@ -289,7 +289,9 @@ def _readable(name: str):
     """Turns what Orbax and its storage say of damaged files into a sentence."""
     try:
         yield
-    except (ValueError, KeyError, OSError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # Orbax raises nothing more special where a chunk is damaged
         raise UserError(
             f"{name} cannot be read, its files are damaged ({first_line(error)}); restore them from a copy"
         ) from error

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from miracle_jax import storage
+from miracle_jax import reading, storage
 from miracle_jax.attributes import Schema
 from miracle_jax.config import Decoder
 from miracle_jax.dataset import Instance
@@ -29,7 +29,7 @@ PROMPT = "prompt"
 FORMAT = 1
 """Of length indices and frozen files."""
 UNPACKED = 2**33
-"""Bytes that the arrays of one .npz file may take. A file can be a thousandth of what it unpacks to."""
+"""Bytes that the arrays of a compressed .npz file may take, which can be a thousand times its size."""
 KEPT = 2**18
 """Instances whose tokens stay in memory once they are read; about 1 kB each."""
 
@@ -192,14 +192,15 @@ def save_frozen(path: str | Path, corpus: Corpus) -> None:
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file, local or remote. Nothing is unpickled. Raises UserError for anything else."""
-    content = io.BytesIO(storage.read(path))
+    file = io.BytesIO(storage.read(path)) if storage.is_remote(path) else reading.regular(path)
     try:
-        with zipfile.ZipFile(content) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        if size > UNPACKED:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+        size, packed = (sum(getattr(m, name) for m in members) for name in ("file_size", "compress_size"))
+        if size > max(UNPACKED, packed):
             raise UserError(f"{path} unpacks to {size / 2**30:,.0f} GiB; at most {UNPACKED / 2**30:,.0f} are read")
-        with np.load(content, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        with np.load(file, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
     except (
         ValueError, LookupError, EOFError, TypeError, OSError, SyntaxError, ArithmeticError, MemoryError,
         NotImplementedError, RuntimeError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,

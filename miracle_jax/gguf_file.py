@@ -95,6 +95,10 @@ def config_of(path: Path) -> dict:
     }  # fmt: skip
 
 
+def array_shape(tensor) -> tuple[int, ...]:
+    return tuple(int(n) for n in tensor.shape[::-1])
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Float32 tensors by transformers' names (of LlamaModel); a name that is not known stays as it is."""
     from gguf.quants import dequantize
@@ -111,19 +115,19 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         def read(tensor=tensor, count=count):
             try:
                 array = dequantize(tensor.data, tensor.tensor_type)
-            except NotImplementedError:
-                kind = tensor.tensor_type.name
-                raise UserError(f"{path}: {tensor.name} is quantised as {kind}, which gguf cannot undo") from None
-            if count is None:
-                return array
-            # The converter interleaves the two halves of each head of q and k, for another way to rotate.
-            halves = array.reshape(count, -1, 2, array.shape[-1])
-            return halves.swapaxes(1, 2).reshape(array.shape)
+                if count is None:
+                    return array
+                # The converter interleaves the two halves of each head of q and k, for another way to rotate.
+                halves = array.reshape(count, -1, 2, array.shape[-1])
+                return halves.swapaxes(1, 2).reshape(array.shape)
+            except (NotImplementedError, ValueError):  # a way to quantise that gguf does not know; a strange shape
+                kind, shape = tensor.tensor_type.name, array_shape(tensor)
+                raise UserError(f"{path}: {tensor.name}, {kind} of the shape {shape}, cannot be read") from None
 
         name = tensor.name
         if kind in NAMES:
             name = re.sub(r"^blk\.", "layers.", name.replace(kind, NAMES[kind]))
-        tensors[name] = Tensor(tuple(int(n) for n in tensor.shape[::-1]), read)
+        tensors[name] = Tensor(array_shape(tensor), read)
     return tensors
 
 

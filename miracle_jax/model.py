@@ -108,13 +108,14 @@ def read_run(workdir: str | Path) -> Stored:
 def _facts(path: Path) -> dict:
     """model.json. Raises UserError unless it has the form in which training writes it."""
     facts = reading.json_object(path)
-    accuracy = facts.get("accuracy")
+    accuracy, heads = facts.get("accuracy"), facts.get("heads")
     kinds = ("joint", "refit")
-    if not isinstance(accuracy, dict) or facts.get("heads") not in accuracy or not accuracy.keys() <= set(kinds):
+    if not isinstance(accuracy, dict) or heads not in tuple(accuracy) or not accuracy.keys() <= set(kinds):
         raise UserError(f"{path} lacks accuracy or heads ({' or '.join(kinds)}); restore it from a copy")
     means = [figures.get("mean", 0.0) for figures in accuracy.values() if isinstance(figures, dict)]
-    if len(means) < len(accuracy) or not all(type(mean) in (int, float) for mean in means):
-        raise UserError(f"{path} has accuracies that are no numbers; restore it from a copy")
+    # NaN is what there is without a label.
+    if len(means) < len(accuracy) or not all(type(mean) in (int, float) and not abs(mean) > 1 for mean in means):
+        raise UserError(f"{path} has accuracies that are no shares; restore it from a copy")
     for name, known in (("format", ("orbax", "safetensors")), ("dtype", ("float32", "bfloat16"))):
         if facts.get(name, known[0]) not in known:
             raise UserError(f"{path}: {name} is {facts[name]!r}; expected {' or '.join(known)}")

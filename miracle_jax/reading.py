@@ -12,28 +12,35 @@ from typing import Any
 from miracle_jax.errors import UserError
 
 LARGEST = 2**30
-"""Bytes of a file that is read as a whole: data, filled sheets, token arrays. The bundled corpus has 2 MB."""
+"""Bytes of a file that is read as a whole: data, filled sheets. The bundled corpus has 3 MB."""
 LONGEST = 2**25
 """Bytes of one JSON text. Parsed, a text can take thirty times its size, so this bounds it to a gigabyte; a context of
 1 MB has room, also with every character escaped, which takes six bytes (\\u0000)."""
 
 
-def content(path: str | Path, most: int = LARGEST) -> bytes:
-    """The bytes of a local file. Raises UserError where it is missing, no regular file, or larger than `most`."""
+def regular(path: str | Path) -> Path:
+    """A local file, which ends. Raises UserError where there is none, or a folder, a pipe or a device."""
     path = Path(path).expanduser()
     try:
-        facts = path.stat()
-        if stat.S_ISDIR(facts.st_mode):
-            raise UserError(f"{path} is a folder; expected a file")
-        if not stat.S_ISREG(facts.st_mode):  # it may never end, or never begin
-            raise UserError(f"{path} is a pipe or a device; write its content to a file, and name that")
-        if facts.st_size > most:
-            raise UserError(
-                f"{path} has {facts.st_size / 2**20:,.0f} MiB; files like it are read up to {most / 2**20:,.0f} MiB"
-            )
-        return path.read_bytes()
+        mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL, which no name has
         raise UserError(f"file {path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"file {path} cannot be read: {error.strerror or error}") from None
+    if stat.S_ISDIR(mode):
+        raise UserError(f"{path} is a folder; expected a file")
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path} is a pipe or a device; write its content to a file, and name that")
+    return path
+
+
+def content(path: str | Path, most: int = LARGEST) -> bytes:
+    """The bytes of a local file. Raises UserError as `regular` does, and where it is larger than `most`."""
+    path = regular(path)
+    try:
+        if (size := path.stat().st_size) > most:
+            raise UserError(f"{path} has {size / 2**20:,.0f} MiB; files like it are read up to {most / 2**20:,.0f} MiB")
+        return path.read_bytes()
     except OSError as error:
         raise UserError(f"file {path} cannot be read: {error.strerror or error}") from None
 

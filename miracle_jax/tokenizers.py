@@ -15,7 +15,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from miracle_jax import gguf_file, hub, reading, storage
-from miracle_jax.config import Config, Decoder
+from miracle_jax.config import WIDEST, Config, Decoder
 from miracle_jax.errors import UserError, first_line
 
 LONGEST_TURN = 2**16
@@ -23,6 +23,17 @@ LONGEST_TURN = 2**16
 bytes a character."""
 
 Ids = list[int]
+
+
+def _check_ids(content: bytes, name: str) -> None:
+    """Raises UserError for a tokenizer.json or vocab.json with ids that no model has: they would take memory."""
+    value = reading.parse_object(content, f"{name} is not valid JSON")
+    model, added = value.get("model"), value.get("added_tokens")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else value
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
+    ids += [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    if strange := [i for i in ids if type(i) in (int, float) and not 0 <= i < WIDEST]:
+        raise UserError(f"{name} has a token of the id {strange[0]}; a vocabulary has at most {WIDEST:,} tokens")
 
 
 class _Tokenizer:
@@ -98,6 +109,7 @@ class _Tokenizer:
         """Reads what `files` gives. Raises UserError where they are missing or damaged."""
         config = reading.parse_object(files.get("tokenizer_config.json", b""), "tokenizer_config.json is invalid JSON")
         special = {name: token for name, token in config.items() if name.endswith("_token")}
+        _check_ids(files.get("tokenizer.json", b""), "tokenizer.json")
         try:
             return cls(tokenizers.Tokenizer.from_str(files.get("tokenizer.json", b"").decode()), special)
         except Exception as error:  # the library raises nothing more special
@@ -347,6 +359,9 @@ def _from_transformers(name: str, field: str) -> tuple[tokenizers.Tokenizer, dic
         return gguf_file.tokenizer_of(hub.locate(str(path), field))
     from transformers import AutoTokenizer  # slow to import
 
+    for file in (path / "tokenizer.json", path / "vocab.json"):
+        if file.is_file():
+            _check_ids(reading.content(file, reading.LONGEST), str(file))
     try:
         tokenizer = AutoTokenizer.from_pretrained(path if path.is_dir() else name, trust_remote_code=False)
     except Exception as error:  # a damaged tokenizer.json raises nothing more special

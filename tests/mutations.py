@@ -188,7 +188,7 @@ def array(draw: Draw, content: bytes) -> bytes:
         if values.size and values.dtype.kind in "iu":
             values = values.copy()
             big = draw(st.sampled_from([-1, -2, 0, 1, 127]))
-            values[draw(st.integers(0, values.size - 1))] = big
+            values[draw(st.integers(0, values.size - 1))] = np.array(big).astype(values.dtype)
         written = io.BytesIO()
         np.save(written, values.reshape(np.shape(np.load(io.BytesIO(content)))), allow_pickle=False)
         return written.getvalue()

@@ -7,6 +7,7 @@ other ones than the suite's, and prints what became of them.
 import dataclasses
 import datetime
 import json
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -19,6 +20,7 @@ import micro
 import numpy as np
 import parity
 import pytest
+import runs
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from mutations import mutated
@@ -46,8 +48,8 @@ from miracle_jax.errors import LONGEST_LINE, UserError
 
 SCHEMA = Schema.load()
 SHARES = {"tokenizers": 60, "checkpoint of a Llama": 100, "checkpoint of a BERT": 60, "tokenizer of transformers": 30,
-          "metrics of a run": 12}  # fmt: skip
-"""Inputs in the suite, of readers that take long; of the others there are USUAL."""
+          "metrics of a run": 12, "a run": 24}  # fmt: skip
+"""Inputs in the suite, of readers that take long; of the others there are USUAL. --examples keeps their proportions."""
 USUAL = 130
 PATIENCE = datetime.timedelta(seconds=10)
 """Within which an input has to be read or refused; all but the largest take milliseconds."""
@@ -156,6 +158,15 @@ def torch_file(path: Path) -> None:
     torch.save({"a.weight": torch.ones(3, 2), "b": torch.arange(4)}, path / "pytorch_model.bin")
 
 
+def small_run(folder: Path) -> None:
+    like = folder / "like"
+    small_tokenizers().save(like / "tokenizers")
+    SCHEMA.save(like / "schema.toml")
+    (like / "config.json").write_text(json.dumps({"config": config.to_dict(micro.get_config())}))
+    runs.write(folder / "run", like)
+    shutil.rmtree(like)
+
+
 def small_schema() -> bytes:
     return SCHEMA.to_toml().encode()
 
@@ -248,6 +259,7 @@ def readers(tmp_path_factory) -> dict[str, Callable[[], Reader]]:
         "scores that are kept": lambda: Reader(
             {"nats.jsonl": lines([{"ca978112ca1bbdcafac231b3": [1.0, 2.0]}])}, read_scores
         ),
+        "a run": lambda: Reader(written(small_run, new()), lambda f: model.read_run(f / "run")),
         "metrics of a run": lambda: Reader({"metrics.jsonl": lines(metrics)}, read_metrics, refuses=False),
     }  # fmt: skip
 
@@ -257,14 +269,16 @@ NAMES = [
     "predictions for people", "filled sheets and key", "config of a run", "model.json", "judges.json", "frozen tokens",
     "arrays", "tokenizers", "safetensors", "an index", "weights of torch", "checkpoint of a Llama",
     "checkpoint of a BERT", "tokenizer of transformers", "GGUF", "list of a whole folder", "scores that are kept",
-    "metrics of a run",
+    "a run", "metrics of a run",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_that_is_nearly_right_is_read_or_refused(readers, name, tmp_path, request, capsys, monkeypatch):
     reader, outcomes, began = readers[name](), Counter(), time.perf_counter()
-    number = request.config.getoption("--examples") // len(NAMES)
+    share, total = SHARES.get(name, USUAL), sum(SHARES.get(other, USUAL) for other in NAMES)
+    asked = request.config.getoption("--examples")
+    number = -(-asked * share // total) or share
     monkeypatch.setattr("warnings.warn", lambda *_, **__: None)
 
     def fill(files):
@@ -277,7 +291,7 @@ def test_a_file_that_is_nearly_right_is_read_or_refused(readers, name, tmp_path,
     reader.read(tmp_path)  # as it is, it is read
 
     @settings(
-        max_examples=number or SHARES.get(name, USUAL), derandomize=not number, database=None, deadline=PATIENCE,
+        max_examples=number, derandomize=not asked, database=None, deadline=PATIENCE,
         suppress_health_check=list(HealthCheck), phases=[Phase.generate, Phase.shrink],
     )  # fmt: skip
     @given(st.data())
@@ -294,8 +308,8 @@ def test_a_file_that_is_nearly_right_is_read_or_refused(readers, name, tmp_path,
             outcomes["refused"] += 1
 
     check()
-    assert (outcomes["refused"] or not reader.refuses) and outcomes.total() >= (number or SHARES.get(name, USUAL)) * 0.9
-    if number:
+    assert (outcomes["refused"] or not reader.refuses) and outcomes.total() >= 0.9 * number
+    if asked:
         with capsys.disabled():
             seconds = time.perf_counter() - began
             print(f"\n| {name} | {outcomes['read']:,} | {outcomes['refused']:,} | {seconds:.0f} |", end="", flush=True)
