@@ -258,7 +258,7 @@ def test_the_command_plans_a_ladder_of_devices(tmp_path):
         (["--chip", "v5"], "--chip v5 is unknown; did you mean v5p or v5e?"),
         (["--devices", "6", "8", "--mesh.fsdp", "4"], "mesh.fsdp 4 does not divide the number of devices, 6"),
         (["--devices", "0"], "--devices is [0]; it must be above 0"),
-        (["--devices", "6"], "is 8 instances, which 6 devices cannot share evenly"),
+        (["--devices", "6", "12"], "is 8 instances, which 6 devices cannot share evenly"),
         (["--sizes", "8b"], "--sizes 8b is unknown; there are 1b, 3b, 7b"),
         (["--compiler", "tpu"], "--compiler tpu needs --chip"),
         (["--workdir", "runs/x"], "--workdir is not understood"),
