@@ -63,12 +63,12 @@ def generate(
 
 
 def places_in_memory(decoder: Decoder, settings: config.Decode, prompt: Array | None) -> int:
-    """How many replies to have under way: a power of 2 to which a third of the free memory gives room, at most 1,024.
+    """How many replies to have under way: a power of 2 to which a third of the free memory of the default device
+    gives room, at most 1,024.
 
     On a CPU their keys and values get 160 MiB, and there are at least 64: larger decoders gain nothing from more.
     """
-    (device,) = decoder.tokens.embedding[...].devices()
-    memory = device.memory_stats() or {}
+    memory = (jax.config.jax_default_device or jax.local_devices()[0]).memory_stats() or {}
     known = "bytes_limit" in memory
     free = (memory["bytes_limit"] - memory["bytes_in_use"]) // 3 if known else 160 * 2**20
     shape = decoder.shape
