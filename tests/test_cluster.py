@@ -190,7 +190,7 @@ def test_one_that_fails_ends_all_with_its_sentence(mode):
     sentence, status = {"mistake": ("no such file", 2), "crash": ("'oops'", 1)}[mode]
     assert first.returncode == second.returncode == status
     assert f"error: process 1 stopped: {sentence}" in first.stderr and "Traceback" not in first.stderr
-    assert ("error: no such file" if mode == ["mistake"] else "Traceback") in second.stderr
+    assert ("error: no such file" if mode == "mistake" else "Traceback") in second.stderr
 
 
 # ------------------------------------------------------------------------------------------------ training, answering
