@@ -35,7 +35,7 @@ def without(part: str, config: Config) -> Config:
 
 def main(argv: list[str] | None = None) -> None:
     with one_sentence():
-        argv = cluster.join(argv, notices=True)
+        argv = cluster.join(argv)
         end = argv.index("--") if "--" in argv else len(argv)
         command = "python -m miracle_jax.ablation"
         config, workdir = read_command(command, __doc__, argv[:end])

@@ -253,7 +253,7 @@ def main(argv: list[str] | None = None) -> None:
         own.add_argument("--control", default="")
         own.add_argument("--data", default="test")
         own.add_argument("--personality", default="labelled")
-        given, rest = own.parse_known_args(cluster.join(argv, notices=True))
+        given, rest = own.parse_known_args(cluster.join(argv))
         config, workdir = train.read_command("python -m miracle_jax.baseline", __doc__, rest)
         if given.control not in ("tokens", "none"):
             raise UserError(f"--control is {given.control!r}; it must be tokens, or none for plain fine-tuning")

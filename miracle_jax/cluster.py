@@ -4,7 +4,7 @@
 
 Flags count first, then what the launcher's environment says: Slurm, Open MPI, Cloud TPU and GKE as JAX reads them, and
 the number and rank that other launchers give, which leave the coordinator to --coordinator. Otherwise the process is
-alone, and then its coordinator, without which JAX would not hear of a preemption, listens on 127.0.0.1 only.
+alone: a cluster of one, whose coordinator listens on 127.0.0.1 only.
 
 All processes run the same command on the same files. The first speaks and writes; when one fails, all stop with its
 sentence, and when one is gone, the others stop within HEARTBEAT seconds.
@@ -61,12 +61,10 @@ class Place(NamedTuple):
     """The machine's GPUs that this process takes. None: all."""
 
 
-def join(argv: list[str] | None, notices: bool = False) -> list[str]:
+def join(argv: list[str] | None) -> list[str]:
     """Joins the cluster, before JAX looks for devices, and returns the command line without the flags that say how.
 
     argv: None: that of this process. Another: a caller from Python has joined, or is alone, and nothing happens.
-    notices: whether SIGTERM is left to JAX, whose `reached_preemption_sync_point` the caller asks for it. Otherwise it
-      ends the process.
 
     Raises UserError for flags that do not fit each other, a port that is taken and a coordinator that does not answer.
     """
@@ -91,7 +89,7 @@ def join(argv: list[str] | None, notices: bool = False) -> list[str]:
     around = [os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy"), host]
     os.environ["no_grpc_proxy"] = ",".join(filter(None, around))
     jax.config.update("jax_check_proxy_envs", False)
-    jax.config.update("jax_enable_preemption_service", notices)
+    jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is heard in preemption.py
     jax.config.update("jax_cpu_collectives_implementation", "gloo" if place.processes > 1 else None)
     jax.distributed.initialize(
         place.coordinator, place.processes, place.process, place.devices,

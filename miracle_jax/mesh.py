@@ -38,8 +38,8 @@ def slice_of(device: jax.Device) -> int:
 
 
 def hardware() -> str:
-    """What this process computes on: kind and number of its accelerators, or the CPU."""
-    devices = jax.local_devices()
+    """What all processes compute on: kind and number of their accelerators, or the CPU."""
+    devices = jax.devices()
     if devices[0].platform == "cpu":
         return env.cpu()
     return f"{len(devices)} x {devices[0].device_kind}"

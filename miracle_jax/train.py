@@ -456,7 +456,7 @@ def read_command(command: str, doc: str, argv: list[str] | None = None) -> tuple
 
 def main(argv: list[str] | None = None) -> None:
     with one_sentence():
-        argv = cluster.join(argv, notices=True)
+        argv = cluster.join(argv)
         train(*read_command("python -m miracle_jax.train", __doc__, argv))
 
 

@@ -35,11 +35,11 @@ def join(monkeypatch, capsys):
             monkeypatch.delenv(name)
     monkeypatch.setenv("no_grpc_proxy", "")
 
-    def run(*flags, variables=(), **options):
+    def run(*flags, variables=()):
         for name, value in dict(variables).items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(sys, "argv", ["command", *flags])
-        rest = cluster.join(None, **options)
+        rest = cluster.join(None)
         return rest, got, capsys.readouterr().err
 
     run.set = kept
@@ -54,8 +54,6 @@ def test_without_flags_and_launcher_a_process_is_alone_and_on_loopback(join, mon
     assert address.startswith("127.0.0.1:") and got["coordinator_bind_address"] == address
     assert cluster.os.environ["no_grpc_proxy"] == "example.org,127.0.0.1"
     assert not join.set["jax_enable_preemption_service"] and join.set["jax_cpu_collectives_implementation"] is None
-    join(notices=True)
-    assert join.set["jax_enable_preemption_service"]
 
 
 def test_a_caller_from_python_joins_nothing(join):
