@@ -4,7 +4,7 @@
 
 Flags count first, then what the launcher's environment says: Slurm, Open MPI, Cloud TPU and GKE as JAX reads them, and
 the number and rank that other launchers give, which leave the coordinator to --coordinator. Otherwise the process is
-alone, and then its coordinator, without which JAX would not hear of a preemption, listens on 127.0.0.1 only.
+alone: a cluster of one, whose coordinator listens on 127.0.0.1 only.
 
 All processes run the same command on the same files. The first speaks and writes; when one fails, all stop with its
 sentence, and when one is gone, the others stop within HEARTBEAT seconds.

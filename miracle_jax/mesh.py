@@ -43,8 +43,8 @@ def slice_of(device: jax.Device) -> int:
 
 
 def hardware() -> str:
-    """What this process computes on: kind and number of its accelerators, or the CPU."""
-    devices = jax.local_devices()
+    """What all processes compute on: kind and number of their accelerators, or the CPU."""
+    devices = jax.devices()
     if devices[0].platform == "cpu":
         return env.cpu()
     return f"{len(devices)} x {devices[0].device_kind}"
@@ -81,10 +81,12 @@ def _spec(leaf, layout: config.Mesh) -> P:
 
 
 def within(shardings):
-    """The context in which `gathered` and `by_rows` mean the mesh of these shardings. None: they mean nothing."""
-    if shardings is None:
+    """The context in which `gathered` and `by_rows` mean the mesh of these shardings. Of none, or of one device, they
+    mean nothing."""
+    leaves = jax.tree.leaves(shardings)
+    if not leaves or leaves[0].mesh.size == 1:
         return contextlib.nullcontext()
-    return jax.sharding.use_abstract_mesh(jax.tree.leaves(shardings)[0].mesh.abstract_mesh)
+    return jax.sharding.use_abstract_mesh(leaves[0].mesh.abstract_mesh)
 
 
 def gathered(parameters, layout: config.Mesh, of=None):
