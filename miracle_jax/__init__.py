@@ -28,6 +28,7 @@ The files, in the order in which a sentence travels:
     hub.py           outside checkpoints as files; gguf_file.py reads llama.cpp's
     weights.py       other people's names for our parameters
     pretrained.py    starting from outside checkpoints
+    cluster.py       processes that work together
     mesh.py          arrays over devices
     compiled.py      what JAX compiles is kept and told
     checkpoint.py    what is saved, and how

@@ -4,7 +4,7 @@
 
 Flags count first, then what the launcher's environment says: Slurm, Open MPI, Cloud TPU and GKE as JAX reads them, and
 the number and rank that other launchers give, which leave the coordinator to --coordinator. Otherwise the process is
-alone, and then its coordinator, without which JAX would not hear of a preemption, listens on 127.0.0.1 only.
+alone: a cluster of one, whose coordinator listens on 127.0.0.1 only.
 
 All processes run the same command on the same files. The first speaks and writes; when one fails, all stop with its
 sentence, and when one is gone, the others stop within HEARTBEAT seconds.
@@ -44,7 +44,7 @@ LOOPBACK = ("127.0.0.1", "localhost")
 RANKS = (
     ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"),  # Open MPI 5
     ("PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID"),  # MPICH, Intel MPI
-    ("NNODES", "NODE_RANK", None),  # xpk, GPUs
+    ("NNODES", "NODE_RANK", ""),  # xpk, GPUs
 )
 """Variables by which launchers that JAX does not know give the number of processes, a process' rank, and that on its
 machine, where each is to take one GPU."""
@@ -186,7 +186,7 @@ def first() -> bool:
     return distributed.global_state.process_id == 0
 
 
-_ended = threading.Event()  # this process says itself how it ends
+_ending = threading.Event()  # this process is about to, and has said why
 FAILED = "miracle_jax/failed/"
 
 
@@ -195,22 +195,23 @@ def _listen() -> None:
     hook, client = sys.excepthook, distributed.global_state.client
 
     def fail(kind, error, trace):
-        hook(kind, error, trace)
+        if not _ending.is_set():  # else it comes of the other's end
+            hook(kind, error, trace)
         leave(1, first_line(error))
 
     def watch():
-        while not _ended.wait(0.5):
-            for name, what in client.key_value_dir_get(FAILED):
+        while not _ending.wait(0.5):
+            for name, what in client.key_value_dir_get(FAILED)[:1]:
+                _ending.set()
                 status, sentence = json.loads(what)
-                if not _ended.is_set():
-                    print(f"error: process {name.rpartition('/')[2]} stopped: {sentence}", file=sys.stderr, flush=True)
-                    os._exit(status)
+                print(f"error: process {name.rpartition('/')[2]} stopped: {sentence}", file=sys.stderr, flush=True)
+                _exit(status)
 
     sys.excepthook = fail
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     # JAX's own goodbye comes after this one, and waits for all; a process that fails never gets there.
-    atexit.register(lambda: (_ended.set(), thread.join()))
+    atexit.register(lambda: (_ending.set(), thread.join()))
     if not first():
         sys.stdout = open(os.devnull, "w")  # for as long as the process lives
         logging.getLogger("miracle_jax").setLevel(logging.ERROR)
@@ -221,14 +222,22 @@ def leave(status: int, sentence: str) -> None:
 
     What this process had to say has been said; status: its exit status.
     """
-    if size() == 1 or distributed.global_state.client is None:
+    if size() == 1:
         return
-    _ended.set()
+    if _ending.is_set():
+        time.sleep(60)  # another thread ends this process
+    _ending.set()
     state = distributed.global_state
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # another was faster, or the first is gone
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # the first process is gone, and the store with it
         state.client.key_value_set(f"{FAILED}{state.process_id}", json.dumps([status, sentence]))
     sys.stderr.flush()
-    time.sleep(2)  # before the others find their connections closed; with the first process the store itself goes
+    _exit(status)
+
+
+def _exit(status: int) -> None:
+    """Not by Python's way, on which JAX waits for the others. When the first process ends, JAX aborts those that are
+    left; when another does, connections break. So all have the time to read why, and the first goes last."""
+    time.sleep(4 if first() else 1.5)
     os._exit(status)
 
 

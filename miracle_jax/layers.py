@@ -14,6 +14,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
+from miracle_jax.mesh import by_rows
+
 ACTIVATIONS = {
     "gelu": partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
@@ -168,7 +170,7 @@ class Stack(nnx.Module):
 
         def run(x, layer):
             layer_params, part, layer_key = layer
-            return nnx.merge(graphdef, layer_params)(x, *shared, part, layer_key)
+            return nnx.merge(graphdef, layer_params)(by_rows(x), *shared, part, layer_key)
 
         if self.how.remat:
             # Inside a scan nothing can be merged with the forward pass; unrolled it would be, and nothing saved.

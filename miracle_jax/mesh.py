@@ -1,5 +1,7 @@
 """One mesh over all devices of all processes, the rule that lays out batches and the rule that lays out parameters."""
 
+import contextlib
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -36,8 +38,8 @@ def slice_of(device: jax.Device) -> int:
 
 
 def hardware() -> str:
-    """What this process computes on: kind and number of its accelerators, or the CPU."""
-    devices = jax.local_devices()
+    """What all processes compute on: kind and number of their accelerators, or the CPU."""
+    devices = jax.devices()
     if devices[0].platform == "cpu":
         return env.cpu()
     return f"{len(devices)} x {devices[0].device_kind}"
@@ -106,6 +108,22 @@ def put_batch(batch: dict[str, np.ndarray], mesh: JaxMesh, batch_axis: int):
         return jax.make_array_from_callback(shape, sharding, share)
 
     return jax.tree.map(place, batch)
+
+
+def over(shardings):
+    """A context in which `by_rows` knows the mesh of these shardings; None: there is none."""
+    leaves = jax.tree.leaves(shardings)
+    if not leaves or leaves[0].mesh.size == 1:
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(leaves[0].mesh.abstract_mesh)
+
+
+def by_rows(x):
+    """Activations (B, ...), kept split by their rows, as the batch is. Left alone, XLA lets the split parameters split
+    them otherwise in between, and moves them to and fro."""
+    if not set(BATCH_AXES) <= set(jax.sharding.get_abstract_mesh().axis_names):
+        return x
+    return jax.lax.with_sharding_constraint(x, P(BATCH_AXES, *[P.UNCONSTRAINED] * (x.ndim - 1)))
 
 
 def place(tree, shardings):

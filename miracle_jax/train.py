@@ -83,7 +83,8 @@ def make_train_step(config: Config, graphdef, optimizer, key, shardings=None):
     """
 
     def loss(params, micro_batch, key, cycle, total, frozen):
-        out = nnx.merge(graphdef, join(params, frozen))(micro_batch, key, noise=cycle)
+        with mesh.over(shardings):
+            out = nnx.merge(graphdef, join(params, frozen))(micro_batch, key, noise=cycle)
         named = losses.parts(out, micro_batch, config.loss, total)
         return losses.weighted_sum(named, config.loss, cycle), named
 

@@ -4,8 +4,10 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import micro
+import pytest
 
 
 def free_port() -> int:
@@ -45,3 +47,29 @@ def succeed(module: str, *arguments, **how) -> list[subprocess.CompletedProcess]
     for process in done:
         assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-5000:]
     return done
+
+
+QUICK = [
+    "--train.steps", "20", "--train.log-every", "1", "--train.refit-epochs", "0", "--data.buckets", "32", "40", "16",
+    "--mesh.shard-above-mb", "0.001",
+]  # fmt: skip
+
+
+def train(workdir: Path, corpus: list[str], *flags: str, **how) -> list[dict]:
+    """metrics.jsonl of 20 steps. corpus: as of `micro.write_corpus`; how: as of `run`."""
+    done = micro.Run(workdir, [*corpus, *QUICK, *flags])
+    succeed("miracle_jax.train", *done.arguments, **how)
+    return done.metrics()
+
+
+def assert_same_losses(many: list[dict], one: list[dict]) -> None:
+    """Step by step to 1e-5, and those of the validation."""
+    numbers = [[{k: v for k, v in row.items() if k != "split"} for row in rows] for rows in (many, one)]
+    assert [row["split"] for row in many] == [row["split"] for row in one] == ["train"] * 20 + ["validation"]
+    assert numbers[0] == [pytest.approx(row, rel=1e-5, abs=1e-5) for row in numbers[1]]
+
+
+def contexts(folder: Path) -> str:
+    """A data file with more contexts than two devices answer at a time."""
+    lines = [micro.dialogue(i, "The {} is lost again.", i % 2) | {"id": str(i)} for i in range(600)]
+    return "attitude=" + micro.write_lines(folder / "contexts.jsonl", lines)

@@ -159,6 +159,9 @@ class Watched:
     def __getattr__(self, name):
         return getattr(self.model, name)
 
+    def on(self, device):
+        return self
+
     def replies(self, contexts, *arguments, **options):
         self.calls.append(len(contexts))
         if len(self.calls) == self.stop:
