@@ -10,6 +10,7 @@ which may be compiling for minutes.
 """
 
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -105,12 +106,21 @@ def _any_process(flags: tuple[bool, ...]):
     """Starts to compute the flags that are set in any process."""
     import jax
     import numpy as np
+
+    by_device, join = _joint_or()
+    rows = np.tile(np.array(flags), (jax.local_device_count(), 1))
+    return join(jax.make_array_from_process_local_data(by_device, rows))
+
+
+@functools.cache
+def _joint_or():
+    """The sharding of rows over all devices, a row each, and a jitted function that puts them together by `or`."""
+    import jax
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
     devices = Mesh(jax.devices(), "all")
-    rows = np.tile(np.array(flags), (jax.local_device_count(), 1))
-    rows = jax.make_array_from_process_local_data(NamedSharding(devices, PartitionSpec("all")), rows)
-    return jax.jit(lambda rows: rows.any(axis=0), out_shardings=NamedSharding(devices, PartitionSpec()))(rows)
+    by_device, everywhere = (NamedSharding(devices, PartitionSpec(*axes)) for axes in (("all",), ()))
+    return by_device, jax.jit(lambda rows: rows.any(axis=0), out_shardings=everywhere)
 
 
 def check() -> None:
