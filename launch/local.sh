@@ -41,7 +41,7 @@ free_port() {
     echo "$port"
 }
 
-train() { # starts all processes and waits; the status of the first that failed, else 75 if any was preempted, else 0
+train() { # starts all processes and waits; the status of the first that failed by itself, else 75 if any did not finish
     local address i pid status result=0 deadline="" command
     if [[ -n $stopping ]]; then exit "$PREEMPTED"; fi
     address=127.0.0.1:$(free_port) pids=()
@@ -65,9 +65,14 @@ train() { # starts all processes and waits; the status of the first that failed,
             status=0
             wait "$pid" || status=$?
             unset "left[i]"
-            if [[ $status != 0 ]] && { [[ $result == 0 ]] || preempted "$result"; }; then result=$status; fi
+            # Behind a preempted one the others end because it is gone, or are ended below.
+            case $status in
+                0) ;;
+                134 | 137) if [[ $result == 0 ]]; then result=$status; fi ;;
+                *) if [[ $result == 0 ]] || preempted "$result"; then result=$status; fi ;;
+            esac
         done
-        if [[ $result != 0 && -z $deadline ]] && ! preempted "$result"; then deadline=$((SECONDS + 90)); fi
+        if [[ $result != 0 && -z $deadline ]]; then deadline=$((SECONDS + 90)); fi
         if [[ -n $deadline && $SECONDS -gt $deadline ]]; then kill -KILL "${left[@]}" 2>/dev/null || true; fi
         sleep 0.2 || true
     done

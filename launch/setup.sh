@@ -29,7 +29,7 @@ usage() { # the comment at the top of the script that was started
 PREEMPTED=75 # exit status of a training that was told to stop and saved its state: the same command goes on from there
 dry_run="" tries=50
 
-preempted() { # whether an exit status says so; 143 is that of one told to stop while it still started
+preempted() { # whether an exit status says so; 143: told to stop before it could listen, or twice
     [[ $1 == "$PREEMPTED" || $1 == 143 ]]
 }
 

@@ -69,7 +69,7 @@ def abstract_step(config: Config, sizes: tuple[int, ...], devices: JaxMesh, batc
         config, graphdef, optimizer, jax.random.key(0), jax.tree.map(lambda leaf: leaf.sharding, state)
     )
     rows, positions = batch["reply"].shape[1:]
-    trips = losses.pieces(rows // shares_of(devices), positions, config.decoder.vocab_size)
+    trips = losses.pieces(rows // mesh.shares_of(devices), positions, config.decoder.vocab_size)
     return Step(step, state, laid_out(batch, {name: by_rows for name in batch}), layout(frozen), trips)
 
 
@@ -96,8 +96,3 @@ def products(config: Config, sizes: tuple[int, ...], batch: dict, scored: int | 
     one = jax.sharding.AbstractMesh((1,) * len(mesh.AXES), mesh.AXES)
     trips = losses.pieces(*batch["reply"].shape[1:], config.decoder.vocab_size, scored)
     return cost.products(abstract_step(config, sizes, one, batch).trace().jaxpr, trips)
-
-
-def shares_of(devices: JaxMesh) -> int:
-    """Into how many parts a batch is split."""
-    return math.prod(devices.shape[axis] for axis in mesh.BATCH_AXES)

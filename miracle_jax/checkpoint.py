@@ -292,6 +292,8 @@ def _readable(name: str):
     except UserError:
         raise
     except Exception as error:  # Orbax raises nothing more special where a chunk is damaged
+        if cluster.lost(error):
+            raise
         raise UserError(
             f"{name} cannot be read, its files are damaged ({first_line(error)}); restore them from a copy"
         ) from error

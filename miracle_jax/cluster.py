@@ -17,18 +17,22 @@ import itertools
 import json
 import logging
 import os
+import re
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 from jax._src import clusters, distributed  # where JAX keeps the launchers that it knows, and its key-value store
+from jax._src.lib import _jax
 
 from miracle_jax.errors import UserError, first_line
+from miracle_jax.preemption import PREEMPTED
 
 HELP = """
 In a cluster every process runs this command; where no launcher tells them of each other, with
@@ -50,6 +54,17 @@ RANKS = (
 machine, where each is to take one GPU."""
 
 
+LOST = re.compile("UNAVAILABLE|DEADLINE_EXCEEDED|CANCELLED|ABORTED|[Cc]onnection|[Gg]loo|[Tt]imed? ?out|[Hh]eartbeat")
+"""In what JAX, gloo and Orbax say when another process is gone."""
+
+
+class Lost(UserError):
+    """Another process is gone, or never came. More often it was taken away than mistaken, so the status says "run me
+    again"."""
+
+    status = PREEMPTED
+
+
 class Place(NamedTuple):
     """Where a process is in its cluster."""
 
@@ -66,7 +81,8 @@ def join(argv: list[str] | None) -> list[str]:
 
     argv: None: that of this process. Another: a caller from Python has joined, or is alone, and nothing happens.
 
-    Raises UserError for flags that do not fit each other, a port that is taken and a coordinator that does not answer.
+    Raises UserError for flags that do not fit each other and for a port that is taken, Lost for a coordinator that does
+    not answer.
     """
     if argv is not None:
         return argv
@@ -91,6 +107,8 @@ def join(argv: list[str] | None) -> list[str]:
     jax.config.update("jax_check_proxy_envs", False)
     jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is heard in preemption.py
     jax.config.update("jax_cpu_collectives_implementation", "gloo" if place.processes > 1 else None)
+    if place.processes > 1 and host in LOOPBACK:  # left alone, gloo listens on the address of the machine's name
+        _jax.make_gloo_tcp_collectives = partial(_jax.make_gloo_tcp_collectives, hostname="127.0.0.1")
     jax.distributed.initialize(
         place.coordinator, place.processes, place.process, place.devices,
         cluster_detection_method="deactivate", initialization_timeout=WAIT, heartbeat_timeout_seconds=HEARTBEAT,
@@ -166,7 +184,7 @@ def _reach(host: str, port: int, process: int) -> None:
             return
         except OSError as error:
             if time.monotonic() > end:
-                raise UserError(
+                raise Lost(
                     f"the first process does not answer at {host}:{port} ({error}); is it running, is --coordinator "
                     "its address, and can this machine reach that port?"
                 ) from None
@@ -195,13 +213,19 @@ def _listen() -> None:
     hook, client = sys.excepthook, distributed.global_state.client
 
     def fail(kind, error, trace):
+        if gone := lost(error):
+            print(f"error: {gone}", file=sys.stderr, flush=True)
+            leave(gone.status, str(gone))
         if not _ending.is_set():  # else it comes of the other's end
             hook(kind, error, trace)
         leave(1, first_line(error))
 
     def watch():
         while not _ending.wait(0.5):
-            for name, what in client.key_value_dir_get(FAILED)[:1]:
+            failed = []
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # the first process is gone; JAX will end this one
+                failed = client.key_value_dir_get(FAILED)
+            for name, what in failed[:1]:
                 _ending.set()
                 status, sentence = json.loads(what)
                 print(f"error: process {name.rpartition('/')[2]} stopped: {sentence}", file=sys.stderr, flush=True)
@@ -215,6 +239,13 @@ def _listen() -> None:
     if not first():
         sys.stdout = open(os.devnull, "w")  # for as long as the process lives
         logging.getLogger("miracle_jax").setLevel(logging.ERROR)
+
+
+def lost(error: BaseException) -> Lost | None:
+    """What to say of an error that comes of another process' end; None of any other."""
+    if size() == 1 or isinstance(error, UserError) or not LOST.search(str(error)):
+        return None
+    return Lost(f"another process is gone or does not answer ({first_line(error)}); run the same command again")
 
 
 def leave(status: int, sentence: str) -> None:

@@ -197,7 +197,8 @@ class Train:
     """A checkpoint is also written when the last one is as old as this. 0: only every `save_every` steps."""
     on_nan: Literal["stop", "skip", "restore"] = "stop"
     """When a loss or the gradient becomes NaN, infinite or larger than 1e6. skip: that step changes nothing. restore:
-    back to the last checkpoint, and on with the step after the bad one. Either gives up after ten times in a row."""
+    back to the last checkpoint, and on with the step after the bad one. Either gives up after ten times in a row, and
+    the learning rate falls that much later."""
     keep: int = 2
     """Newest checkpoints kept, beside the best by validation."""
     tensorboard: bool = False

@@ -21,6 +21,9 @@ WORTH_TELLING = 10.0
 class UserError(Exception):
     """Something the user can put right. The message says what, where, why and what to do."""
 
+    status = 2
+    """That a command ends with."""
+
     def __init__(self, message: str):
         super().__init__(printable(message))
 
@@ -88,8 +91,13 @@ def one_sentence():
         except preemption.Preempted as stop:
             _end(preemption.PREEMPTED, "", f"{stop}; run the same command again to go on")
         except UserError as error:
-            _end(2, "error: ", str(error))
-        except OSError as error:  # a full disk, a folder without permission
+            _end(error.status, "error: ", str(error))
+        except (OSError, RuntimeError) as error:
+            if _cluster() and (lost := _cluster().lost(error)):
+                _end(lost.status, "error: ", str(lost))
+            if isinstance(error, RuntimeError):
+                raise
+            # A full disk, a folder without permission.
             _end(2, "error: ", f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
         except MemoryError:
             _end(2, "error: ", "there is not enough memory for this; give it less at a time")
@@ -99,11 +107,14 @@ def one_sentence():
 
 def _end(status: int, kind: str, sentence: str):
     print(kind + sentence, file=sys.stderr)
-    if "jax" in sys.modules:
-        from miracle_jax import cluster
-
-        cluster.leave(status, sentence)
+    if _cluster():
+        _cluster().leave(status, sentence)
     raise SystemExit(status) from None
+
+
+def _cluster():
+    """cluster.py, in commands that can have joined one."""
+    return sys.modules.get("miracle_jax.cluster")
 
 
 @contextlib.contextmanager

@@ -27,6 +27,8 @@ SILENCE = 20
 """The watchdog speaks when no step has ended for so many times the median log interval."""
 SHORTEST_SILENCE = 60.0
 """Seconds that it waits at least."""
+FIRST_SILENCE = 1800.0
+"""Seconds that it waits for the first log interval, which compiles."""
 
 
 class Diverged(UserError):
@@ -108,6 +110,7 @@ def take_steps(
         if fetched:
             mean = {name: float(np.mean([values[name] for values in fetched])) for name in fetched[0]}
             took.append(report.training(step, mean | {"learning_rate": float(schedule(step - 1))}))
+        if took:
             silence = max(SILENCE * statistics.median(took), SHORTEST_SILENCE)
             faulthandler.dump_traceback_later(silence, file=sys.__stderr__)  # until it is called again or cancelled
         report.write(goodput.SPLIT, step, ledger.take())
@@ -133,6 +136,7 @@ def take_steps(
         return state | {"step": jax.device_put(np.int32(bad.step), shapes["step"].sharding)}
 
     ledger.open("steps")
+    faulthandler.dump_traceback_later(FIRST_SILENCE, file=sys.__stderr__)
     try:
         with preemption.deferred():
             step = int(state["step"])

@@ -122,7 +122,7 @@ def _constrain(x, spec: P):
 
 def check_batch(rows: int, mesh: JaxMesh, name: str) -> None:
     """Raises UserError unless `rows` instances split evenly over the devices, or the groups that share a row."""
-    shares, model = _shares(mesh), mesh.shape["model"]
+    shares, model = shares_of(mesh), mesh.shape["model"]
     if rows % shares:
         raise UserError(
             f"{name} is {rows} instances, which {shares} {f'groups of {model} ' if model > 1 else ''}devices cannot "
@@ -141,7 +141,7 @@ def put_batch(batch: dict[str, np.ndarray], mesh: JaxMesh, batch_axis: int):
     """Places this process' rows of a batch, those of `own_rows`; the result is the global batch, split over devices on
     `batch_axis`."""
     sharding = NamedSharding(mesh, P(*[None] * batch_axis, BATCH_AXES))
-    held = own_rows(_shares(mesh), mesh)
+    held = own_rows(shares_of(mesh), mesh)
 
     def place(own):
         rows = own.shape[batch_axis] // len(held)  # of a share
@@ -150,7 +150,7 @@ def put_batch(batch: dict[str, np.ndarray], mesh: JaxMesh, batch_axis: int):
             first = np.searchsorted(held, (index[batch_axis].start or 0) // rows) * rows
             return own[(slice(None),) * batch_axis + (slice(first, first + rows),)]
 
-        shape = (*own.shape[:batch_axis], rows * _shares(mesh), *own.shape[batch_axis + 1 :])
+        shape = (*own.shape[:batch_axis], rows * shares_of(mesh), *own.shape[batch_axis + 1 :])
         return jax.make_array_from_callback(shape, sharding, share)
 
     return jax.tree.map(place, batch)
@@ -177,6 +177,6 @@ def fetch(tree):
     return jax.device_get(jax.tree.map(whole, tree))
 
 
-def _shares(mesh: JaxMesh) -> int:
+def shares_of(mesh: JaxMesh) -> int:
     """Into how many parts a batch is split."""
     return mesh.shape["data"] * mesh.shape["fsdp"]

@@ -64,7 +64,7 @@ def rows_of(config: Config, devices: JaxMesh, rows: int = 0) -> int:
 
     rows: for each such device, in place of the config's. Raises UserError when they cannot share them evenly.
     """
-    shares = abstract.shares_of(devices)
+    shares = mesh.shares_of(devices)
     if rows:
         return rows * shares
     configured = config.train.batch_size // config.train.accumulate
@@ -97,7 +97,7 @@ def plan(
     stats, exchanged = compiled.memory_analysis(), cost.collectives(compiled.as_text(), step.trips)
     peak = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
     own = abstract.products(
-        config, sizes, abstract.batch_shapes(config, len(sizes), batch["reply"].shape[1] // abstract.shares_of(layout))
+        config, sizes, abstract.batch_shapes(config, len(sizes), batch["reply"].shape[1] // mesh.shares_of(layout))
     )
     by_kind = {kind: sum(one.bytes for one in exchanged if one.kind == kind) for kind in cost.COLLECTIVES}
     found |= {

@@ -6,11 +6,10 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
-from miracle_jax import compiled, config, goodput, reading, storage
+from miracle_jax import cluster, compiled, config, goodput, reading, storage
 from miracle_jax.errors import UserError
 
 
@@ -19,7 +18,7 @@ class Report:
 
     def __init__(self, workdir: str | Path, settings: config.Train, start: int, total: int):
         """start: steps already done (a resumed run); total: steps of stage 1."""
-        self.first = jax.process_index() == 0
+        self.first = cluster.first()
         self.path = Path(workdir) / "metrics.jsonl"
         self.batch_size = settings.batch_size
         self.total = total

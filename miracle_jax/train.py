@@ -127,12 +127,18 @@ def make_train_step(config: Config, graphdef, optimizer, key, shardings=None):
     return train_step
 
 
-def make_validation_step(config: Config, graphdef):
-    """The jitted sums of one validation batch: (params, batch) -> named sums; see `validate`."""
+def make_validation_step(config: Config, graphdef, shardings=None):
+    """The jitted sums of one validation batch: (params, batch) -> named sums; see `validate`.
+
+    shardings: as of `make_train_step`.
+    """
 
     @jax.jit
     def validation_step(params, batch):
-        model = nnx.merge(graphdef, params)
+        with mesh.within(shardings):
+            return sums_of(nnx.merge(graphdef, params), batch)
+
+    def sums_of(model, batch):
         out = model(batch)  # no key: z is the posterior's mean
         reply, length, weight = batch["reply"], batch["reply_length"], losses.row_weight(batch)
         prior_hidden = (
@@ -254,9 +260,9 @@ def _train(config: Config, workdir: Path, held: contextlib.ExitStack) -> dict:
     check_device(config)
 
     # ---- Data
+    devices = mesh.make(config.mesh)  # first, since all processes have to look for their devices together
     tokenizers = Tokenizers.load(workdir / "tokenizers") if resumed else None
     corpus = cluster.one_first(lambda: pipeline.prepare(config, tokenizers))
-    devices = mesh.make(config.mesh)
     micro_batch = config.train.batch_size // config.train.accumulate
     mesh.check_batch(micro_batch, devices, "train.batch_size / train.accumulate")
     own = mesh.own_rows(micro_batch, devices)
@@ -318,7 +324,7 @@ def _train(config: Config, workdir: Path, held: contextlib.ExitStack) -> dict:
     # ---- Stage 1
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     train_step = partial(make_train_step(config, graphdef, optimizer, keys.steps, shardings), frozen=frozen)
-    validation_step = make_validation_step(config, graphdef)
+    validation_step = make_validation_step(config, graphdef, shardings)
 
     def score(params):
         return validate(validation_step, join(params, frozen), validation, config, names)

@@ -92,9 +92,10 @@ class Training:
             "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }  # fmt: skip
-        self.began = 0.0
+        self.began, self.before = 0.0, None
 
     def start(self) -> None:
+        self.before = self.metrics()
         self.began, coordinator = time.monotonic(), f"127.0.0.1:{free_port()}"
         with self.log.open("wb") as log:
             for i in range(self.number):
@@ -141,9 +142,15 @@ class Training:
         found = (self.run.workdir / "checkpoints").glob("[0-9]*")
         return sorted((path for path in found if path.name.isdecimal()), key=lambda path: int(path.name))
 
+    def metrics(self) -> int | None:
+        """Changes when a process has taken over the metrics of the one before."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self.run.workdir / "metrics.jsonl").stat().st_ino
+        return None
+
     def started(self) -> bool:
-        """Whether it has said what it starts from."""
-        return "device(s)" in self.said()
+        """Whether it has said what it starts from, and `step` tells of it."""
+        return "device(s)" in self.said() and (self.before is None or self.metrics() != self.before)
 
     def resumed_from(self) -> int:
         found = re.search(r"resuming from .*/checkpoints/(\d+)", self.said())
@@ -199,7 +206,7 @@ def allowed(ending: Ending) -> bool:
     if ending.status == 0:
         return True
     if ending.signal == signal.SIGKILL:
-        return ending.status == -signal.SIGKILL and all(ending.others)
+        return ending.status == -signal.SIGKILL and all(ending.others) and 2 not in ending.others  # a user's mistake
     statuses = {ending.status, *ending.others}
     return statuses <= ({75, -signal.SIGTERM} if ending.moment == "start" else {75})
 
