@@ -4,7 +4,7 @@
 
 Flags count first, then what the launcher's environment says: Slurm, Open MPI, Cloud TPU and GKE as JAX reads them, and
 the number and rank that other launchers give, which leave the coordinator to --coordinator. Otherwise the process is
-alone: a cluster of one, whose coordinator listens on 127.0.0.1 only.
+alone, and nothing listens.
 
 All processes run the same command on the same files. The first speaks and writes; when one fails, all stop with its
 sentence, and when one is gone, the others stop within HEARTBEAT seconds.
@@ -93,34 +93,31 @@ def join(argv: list[str] | None) -> list[str]:
     if {"-h", "--help"} & set(rest) or jax.distributed.is_initialized():
         return rest
     place = _place(given.coordinator, _number("--processes", given.processes), _number("--process", given.process))
+    if place is None:
+        return rest
     host, _, port = place.coordinator.rpartition(":")
-    if place.processes > 1:
-        print(
-            f"process {place.process} of {place.processes}, waiting for the others at {place.coordinator}, "
-            f"{WAIT} s at most",
-            file=sys.stderr, flush=True,
-        )  # fmt: skip
-        _reach(host, int(port), place.process)
+    others = f"the others at {place.coordinator}, {WAIT} s at most"
+    print(f"process {place.process} of {place.processes}, waiting for {others}", file=sys.stderr, flush=True)
+    _reach(host, int(port), place.process)
     # JAX's own channel must not go through a proxy, which on 127.0.0.1 could only fail.
     around = [os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy"), host]
     os.environ["no_grpc_proxy"] = ",".join(filter(None, around))
     jax.config.update("jax_check_proxy_envs", False)
     jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is heard in preemption.py
-    jax.config.update("jax_cpu_collectives_implementation", "gloo" if place.processes > 1 else None)
-    if place.processes > 1 and host in LOOPBACK:  # left alone, gloo listens on the address of the machine's name
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    if host in LOOPBACK:  # left alone, gloo listens on the address of the machine's name
         _jax.make_gloo_tcp_collectives = partial(_jax.make_gloo_tcp_collectives, hostname="127.0.0.1")
     jax.distributed.initialize(
         place.coordinator, place.processes, place.process, place.devices,
         cluster_detection_method="deactivate", initialization_timeout=WAIT, heartbeat_timeout_seconds=HEARTBEAT,
         shutdown_timeout_seconds=FOREVER, coordinator_bind_address=place.coordinator if host in LOOPBACK else None,
     )  # fmt: skip
-    if place.processes > 1:
-        _listen()
+    _listen()
     return rest
 
 
-def _place(coordinator: str | None, processes: int | None, process: int | None) -> Place:
-    """From the flags, of which each may be missing, and the environment."""
+def _place(coordinator: str | None, processes: int | None, process: int | None) -> Place | None:
+    """From the flags, of which each may be missing, and the environment. None: there is one process."""
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")  # JAX's own
     devices = None
     if processes != 1 and None in (coordinator, processes, process):
@@ -141,9 +138,7 @@ def _place(coordinator: str | None, processes: int | None, process: int | None) 
     if processes == 1 or (coordinator, processes, process) == (None, None, None):
         if process:
             raise UserError(f"--process is {process}, but there is one process; its number is 0")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            return Place(f"127.0.0.1:{free.getsockname()[1]}", 1, 0)
+        return None
     named = {"--coordinator": coordinator, "--processes": processes, "--process": process}
     if missing := [name for name, value in named.items() if value is None]:
         raise UserError(

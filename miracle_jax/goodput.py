@@ -65,7 +65,7 @@ def total(metrics: Path) -> dict[str, float]:
     """Seconds by account of all processes of a run, the largest first."""
     seconds = defaultdict(float)
     for row in reading.metrics(metrics):
-        if row["split"] == SPLIT:
+        if row.get("split") == SPLIT:
             for account, spent in row.items():
                 if account not in ("step", "split"):
                     seconds[account] += spent

@@ -17,8 +17,8 @@ from miracle_jax.errors import UserError, first_line
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Files that hold a checkpoint's weights, the first that is there counts."""
 
-PARTS = (".safetensors", ".bin")
-"""What the files that an index names end in."""
+PARTS = (".safetensors", ".bin", "")
+"""What the files that an index names end in; what has no ending is read as a .bin is."""
 NUMBERS = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
 """Types of safetensors that are read. What has fewer bits needs scales, which other programs keep elsewhere."""
 
@@ -122,9 +122,12 @@ def _index(path: Path) -> dict[str, str]:
     if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
         raise UserError(f"{path} is not an index of weights: it has no weight_map from tensors to files")
     # A checkpoint reads nothing outside its folder, and an index is no part of an index.
-    strange = sorted(part for part in set(parts.values()) if Path(part).name != part or Path(part).suffix not in PARTS)
+    strange = sorted(
+        part for part in set(parts.values())
+        if part in ("", "..") or Path(part).name != part or Path(part).suffix not in PARTS
+    )  # fmt: skip
     if strange:
-        raise UserError(f"{path} names {strange[0]!r}; its parts are {' or '.join(PARTS)} files beside it")
+        raise UserError(f"{path} names {strange[0]!r}; its parts are .safetensors or .bin files beside it")
     return parts
 
 

@@ -6,10 +6,11 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
-from miracle_jax import cluster, compiled, config, goodput, reading, storage
+from miracle_jax import compiled, config, goodput, reading, storage
 from miracle_jax.errors import UserError
 
 
@@ -18,7 +19,7 @@ class Report:
 
     def __init__(self, workdir: str | Path, settings: config.Train, start: int, total: int):
         """start: steps already done (a resumed run); total: steps of stage 1."""
-        self.first = cluster.first()
+        self.first = jax.process_index() == 0
         self.path = Path(workdir) / "metrics.jsonl"
         self.batch_size = settings.batch_size
         self.total = total
@@ -35,7 +36,7 @@ class Report:
         """Drops what a stopped run logged after its last checkpoint, but for the time spent: those steps run again."""
         if self.path.exists():
             rows = reading.metrics(self.path)
-            rows = [goodput.repeated(row, step) if row["split"] == goodput.SPLIT else row for row in rows]
+            rows = [goodput.repeated(row, step) if row.get("split") == goodput.SPLIT else row for row in rows]
             kept = [row for row in rows if row["step"] <= step]
             with storage.disk_errors(str(self.path)), storage.replacing(self.path) as file:
                 file.write("".join(json.dumps(row) + "\n" for row in kept).encode())
@@ -133,7 +134,7 @@ class Report:
         for axes, (title, names) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
             for split in ("train", "validation"):
                 for name in names:
-                    points = [(r["step"], r[name]) for r in rows if r["split"] == split and name in r]
+                    points = [(r["step"], r[name]) for r in rows if r.get("split") == split and name in r]
                     if points:
                         axes.plot(
                             *zip(*points, strict=True),
@@ -151,7 +152,7 @@ class Report:
 def training_seconds(metrics: Path, batch_size: int) -> float:
     """What the steps that a metrics.jsonl tells of took, also those before the run was resumed; without validations and
     checkpoints."""
-    rows = [row for row in reading.metrics(metrics) if row["split"] == "train"]
+    rows = [row for row in reading.metrics(metrics) if row.get("split") == "train"]
     rows = [row for row in rows if row.get("examples_per_second", 0) > 0]
     steps = np.diff([row["step"] for row in rows], prepend=0)
     return float(np.sum(steps * batch_size / [row["examples_per_second"] for row in rows]))

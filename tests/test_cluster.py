@@ -29,6 +29,7 @@ def join(monkeypatch, capsys):
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     monkeypatch.setattr(jax.config, "update", kept.__setitem__)
     monkeypatch.setattr(cluster, "_listen", lambda: None)
+    monkeypatch.setattr(cluster._jax, "make_gloo_tcp_collectives", cluster._jax.make_gloo_tcp_collectives)  # put back
     monkeypatch.setattr(cluster, "_reach", lambda *_: None)
     for name in list(cluster.os.environ):
         if name.startswith(LAUNCHERS):
@@ -46,14 +47,20 @@ def join(monkeypatch, capsys):
     return run
 
 
-def test_without_flags_and_launcher_a_process_is_alone_and_on_loopback(join, monkeypatch):
+@pytest.mark.parametrize("flags", [(), ("--processes", "1")])
+def test_without_flags_and_launcher_a_process_is_alone_and_nothing_listens(join, flags):
+    rest, got, said = join("runs/x", "--seed", "3", *flags)
+    assert rest == ["runs/x", "--seed", "3"] and got == {} and said == ""
+
+
+def test_processes_of_one_machine_listen_on_loopback(join, monkeypatch):
     monkeypatch.setenv("no_proxy", "example.org")
-    rest, got, said = join("runs/x", "--seed", "3")
-    address, *place = got["place"]
-    assert rest == ["runs/x", "--seed", "3"] and place == [1, 0, None] and said == ""
-    assert address.startswith("127.0.0.1:") and got["coordinator_bind_address"] == address
+    address = "127.0.0.1:4321"
+    rest, got, said = join("runs/x", "--coordinator", address, "--processes", "2", "--process", "1")
+    assert got["coordinator_bind_address"] == address
+    assert cluster._jax.make_gloo_tcp_collectives.keywords == {"hostname": "127.0.0.1"}
     assert cluster.os.environ["no_grpc_proxy"] == "example.org,127.0.0.1"
-    assert not join.set["jax_enable_preemption_service"] and join.set["jax_cpu_collectives_implementation"] is None
+    assert not join.set["jax_enable_preemption_service"] and join.set["jax_cpu_collectives_implementation"] == "gloo"
 
 
 def test_a_caller_from_python_joins_nothing(join):
@@ -101,8 +108,8 @@ def test_what_the_launcher_says(join, variables, flags, place):
 
 
 def test_one_task_of_slurm_is_alone(join):
-    _, got, _ = join(variables=SLURM | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"})
-    assert got["place"][0].startswith("127.0.0.1:") and got["place"][1:] == (1, 0, None)  # with all of its GPUs
+    _, got, said = join(variables=SLURM | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"})
+    assert got == {} and said == ""  # and takes all GPUs
 
 
 @pytest.mark.parametrize(

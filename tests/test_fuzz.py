@@ -50,7 +50,7 @@ SCHEMA = Schema.load()
 SHARES = {"tokenizers": 60, "checkpoint of a Llama": 100, "checkpoint of a BERT": 60, "tokenizer of transformers": 30,
           "metrics of a run": 12, "a run": 24}  # fmt: skip
 """Inputs in the suite, of readers that take long; of the others there are USUAL. --examples keeps their proportions."""
-USUAL = 130
+USUAL = 100
 PATIENCE = datetime.timedelta(seconds=10)
 """Within which an input has to be read or refused; all but the largest take milliseconds."""
 DIALOGUES = [
