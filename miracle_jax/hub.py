@@ -124,7 +124,7 @@ def _index(path: Path) -> dict[str, str]:
     # A checkpoint reads nothing outside its folder, and an index is no part of an index.
     strange = sorted(
         part for part in set(parts.values())
-        if part in ("", "..") or Path(part).name != part or Path(part).suffix not in PARTS
+        if not reading.is_name(part) or Path(part).suffix not in PARTS
     )  # fmt: skip
     if strange:
         raise UserError(f"{path} names {strange[0]!r}; its parts are .safetensors or .bin files beside it")
@@ -193,7 +193,7 @@ def _pickled(path: Path) -> dict[str, Tensor]:
 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(
             f"{path} is not a plain PyTorch state dict ({first_line(error)}); only tensors are read, never code"
         ) from None

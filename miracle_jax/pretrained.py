@@ -1,8 +1,8 @@
 """Pretrained checkpoints: what their configs mean, reading their weights, and starting a model from them."""
 
 import dataclasses
-import math
 import re
+import sys
 from pathlib import Path
 
 import jax
@@ -105,7 +105,7 @@ class _Reader:
 
     def number(self, key: str, default: float) -> float:
         value = self(key, default)
-        if type(value) in (int, float) and 0 < value < math.inf:
+        if type(value) in (int, float) and 0 < value <= sys.float_info.max:
             return float(value)
         self.problems.append(f"{key} is {value!r}; it must be a finite number above 0")
         return 1.0

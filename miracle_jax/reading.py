@@ -13,6 +13,8 @@ from miracle_jax.errors import UserError
 
 LARGEST = 2**30
 """Bytes of a file that is read as a whole: data, filled sheets. The bundled corpus has 3 MB."""
+LONGEST_NAME = 255
+"""Bytes of a file's name, on the usual file systems."""
 LONGEST = 2**25
 """Bytes of one JSON text. Parsed, a text can take thirty times its size, so this bounds it to a gigabyte; a context of
 1 MB has room, also with every character escaped, which takes six bytes (\\u0000)."""
@@ -92,6 +94,14 @@ def metrics(path: str | Path) -> list[dict[str, Any]]:
             if type(row.get("step")) is int:
                 found.append(row)
     return found
+
+
+def is_name(name: str) -> bool:
+    """Whether a file can have this name, in the folder of the file that gives it."""
+    with contextlib.suppress(UnicodeEncodeError):
+        fits = 0 < len(name.encode()) <= LONGEST_NAME
+        return fits and name not in (".", "..") and not {"/", "\\", "\0"} & set(name)
+    return False
 
 
 def kind(value) -> str:

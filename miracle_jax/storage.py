@@ -188,7 +188,7 @@ def _listed(marker: bytes, folder: Path) -> dict[str, int]:
     sizes = reading.parse_object(marker, otherwise)
     for name, size in sizes.items():
         path = Path(name)
-        if path.is_absolute() or ".." in path.parts or "\0" in name or type(size) is not int:
+        if path.is_absolute() or not all(map(reading.is_name, path.parts)) or type(size) is not int:
             raise UserError(f"{otherwise}: {name!r}: {size!r}")
     return sizes
 

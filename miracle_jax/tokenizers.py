@@ -364,14 +364,16 @@ def _from_transformers(name: str, field: str) -> tuple[tokenizers.Tokenizer, dic
             _check_ids(reading.content(file, reading.LONGEST), str(file))
     try:
         tokenizer = AutoTokenizer.from_pretrained(path if path.is_dir() else name, trust_remote_code=False)
+        # A copy: what we change must not show in the caller's other uses of it.
+        backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else None
+        if backend:
+            backend.encode("a \N{SNOWMAN}")  # some lack what they need for unknown words, and say so only here
     except Exception as error:  # a damaged tokenizer.json raises nothing more special
         reason = first_line(error)
         raise UserError(
             f"{field} {name!r} is neither a folder with a tokenizer nor a hub name within reach: {reason}"
         ) from None
-    if not tokenizer.is_fast:
+    if backend is None:
         raise UserError(f"{field} {name!r} has no fast tokenizer; name one that has a tokenizer.json")
-    # A copy: what we change must not show in the caller's other uses of it.
-    backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     special = {role: str(token) for role, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     return backend, special
