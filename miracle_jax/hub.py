@@ -146,7 +146,8 @@ def tensors_of(path: Path) -> dict[str, Tensor]:
             tensors |= tensors_of(path.parent / part)
         lost = sorted(parts.keys() - tensors.keys())
         if lost:
-            raise UserError(f"{path} lists tensors that its files do not hold: {', '.join(lost[:10])}")
+            named = ", ".join(lost[:10]).replace("\n", "\\n")
+            raise UserError(f"{path} lists tensors that its files do not hold: {named}")
         return tensors
     return _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
 
