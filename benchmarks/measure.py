@@ -246,7 +246,7 @@ def _command() -> str:
     spec, given = sys.modules["__main__"].__spec__, sys.argv[1:]
     if "--out" in given:
         del given[given.index("--out") : given.index("--out") + 2]
-    pages = [f"{HUGE_PAGES}={os.environ[HUGE_PAGES]}"] * (HUGE_PAGES in os.environ)
+    pages = [f"{name}={value}" for name, value in os.environ.items() if name == HUGE_PAGES]
     return " ".join([*pages, "python -m", spec.name, *given]) if spec else ""
 
 
