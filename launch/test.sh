@@ -20,7 +20,7 @@ while [[ $# -gt 0 ]]; do
     shift
 done
 
-set_up test
+set_up test corpus
 
 # On Linux pip may take the CUDA build, several gigabytes. A PyTorch that is in .venv already is left alone, so whoever
 # wants the CPU build installs that into .venv first.

@@ -222,8 +222,9 @@ class Schema:
 def _table_problems(table) -> list[str]:
     if not isinstance(table, dict):
         return ["expected a table [[attribute]]"]
-    unknown = set(table) - {"name", "aspects"}
-    problems = [f"unknown entry {name!r}; it takes name and aspects" for name in sorted(unknown)]
+    unknown = set(table) - {"name", "aspects", "instructions"}  # the last is read by instructions.py
+    takes = "it takes name and aspects, and instructions for collecting"
+    problems = [f"unknown entry {name!r}; {takes}" for name in sorted(unknown)]
     aspects = table.get("aspects")
     if not isinstance(aspects, list) or len(aspects) < 2:
         problems.append("aspects must be a list of at least two names")
