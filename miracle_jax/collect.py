@@ -6,7 +6,8 @@
 The topics are dealt out to training, validation and test, so that no two of these share one. For training and
 validation every aspect of every attribute gets a dialogue about every topic, so that topics carry no aspect; for the
 test every personality does, which names an aspect of every attribute. What is asked for stands in the schema file
-(instructions.py). Each dialogue is in DIR/transcripts.jsonl as soon as it is whole; the same command goes on from there.
+(instructions.py). Each dialogue is in DIR/transcripts.jsonl as soon as it is whole, and the same command goes on from
+there.
 """
 
 import datetime
