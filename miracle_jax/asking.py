@@ -1,7 +1,10 @@
 """Many jobs for an endpoint, each answered once, into a journal that a run which was killed goes on from."""
 
 import asyncio
+import datetime
 import itertools
+import json
+import platform
 import sys
 import time
 from collections import Counter
@@ -9,9 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from miracle_jax import responses
+from miracle_jax import __version__, reading, responses, storage
 from miracle_jax.endpoint import Endpoint, Job, Settings
-from miracle_jax.errors import SHOWN, UserError
+from miracle_jax.errors import SHOWN, UserError, refuse
 from miracle_jax.journal import DONE, Journal, read_journal
 
 EVERY = 60.0
@@ -66,6 +69,51 @@ class Totals:
             left = self.number - jobs
             text.append(f"the budget of ${self.settings.budget:,.2f} is spent; {left:,} jobs have not been asked")
         return "\n".join(text)
+
+
+FREE = ("begun", "versions", "licence", "per_topic")
+"""Facts that may be others when a run goes on."""
+
+
+def facts(settings: Settings) -> dict[str, Any]:
+    """What the answers depend on, and when and with what they were asked for."""
+    import openai
+
+    versions = {"miracle_jax": __version__, "openai": openai.__version__, "python": platform.python_version()}
+    begun = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {
+        "begun": begun, "endpoint": settings.endpoint, "model": settings.model, "seed": settings.seed,
+        "sampling": settings.parameters(), "versions": versions,
+    }  # fmt: skip
+
+
+def pin(path: Path, facts: dict[str, Any], journal: Path) -> dict[str, Any]:
+    """Writes what the answers in a journal depend on. Returns what stood there before, {} where nothing was answered
+    yet. Raises UserError, which lists the differences, where the answers that are there depend on something else."""
+    before = {}
+    if journal.exists() and reading.regular(journal).stat().st_size:
+        before = reading.json_object(path)
+        refuse(_differences(_flat(before), _flat(facts)), f"{path.parent} cannot be gone on with; give another --out")
+        facts = facts | {name: before[name] for name in ("begun",) if name in before}
+    with storage.disk_errors(str(path), "what has been answered is intact"), storage.replacing(path) as file:
+        file.write(json.dumps(facts, indent=1).encode() + b"\n")
+    return before
+
+
+def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts that count, those of the sampling among them."""
+    sampling = facts.get("sampling")
+    return {n: v for n, v in facts.items() if n not in FREE} | (sampling if isinstance(sampling, dict) else {})
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    found = []
+    for name in dict.fromkeys([*now, *before]):
+        values = [before.get(name), now.get(name)]
+        if name != "sampling" and values[0] != values[1]:
+            brief = all(isinstance(value, str | int | float | None) and len(str(value)) < 60 for value in values)
+            found.append(f"{name}: " + ("{!r} there, {!r} here".format(*values) if brief else "others there"))
+    return found
 
 
 def run(endpoint: Endpoint, jobs: Iterable[Job], number: int, path: Path) -> Totals:

@@ -158,7 +158,7 @@ class Loopback:
             _write(writer, json.dumps({"data": [{"id": "parrot"}, {"id": "owl"}]}))
             return True
         parsed = json.loads(body)
-        prompt = parsed["messages"][-1]["content"]
+        prompt = "\n".join(message["content"] for message in parsed["messages"])
         asked = Asked(len(self.asked), self._seen[prompt], prompt, parsed, headers.get("authorization", ""),
                       time.monotonic())  # fmt: skip
         self._seen[prompt] += 1
