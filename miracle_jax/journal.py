@@ -1,0 +1,57 @@
+"""Journals: one JSON object a line for every job that has ended, as done or as failed.
+
+    {"id": "train/attitude=optimistic/0012/0", "status": "done", "reason": "", "text": "...", ...}
+
+`id` is the job's, `status` is done or failed, `reason` says why it failed, and `text` is what was answered; what else
+a record has is up to those who write it. A line that ends without a line break was torn by a crash: it does not count,
+and whoever appends takes it away first.
+"""
+
+import codecs
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from miracle_jax import reading
+from miracle_jax.errors import UserError
+
+DONE, FAILED = "done", "failed"
+
+
+def read_journal(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The records of a journal in the order of its lines, one in memory at a time. Of several records of one id the
+    last counts.
+
+    Raises UserError, which begins with file:line, at the first line that is no record: before anything is yielded.
+    """
+    last = {record["id"]: number for number, record in _records(path)}
+    for number, record in _records(path):
+        if last.get(record["id"]) == number:
+            yield record
+
+
+def _records(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number, record) of every line that is whole and not blank."""
+    with open(reading.regular(path), "rb") as file:
+        number = 0
+        while line := file.readline(reading.LONGEST + 2):
+            number += 1
+            if not line.endswith(b"\n") and len(line) <= reading.LONGEST:
+                return
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if line.strip():
+                yield number, _record(line.rstrip(b"\r\n"), f"{path}:{number}")
+
+
+def _record(line: bytes, where: str) -> dict[str, Any]:
+    record = reading.parse_object(line, f"{where} is no record of a journal, mend or delete the line")
+    for name in ("id", "status", "reason", "text"):
+        if not isinstance(record.get(name), str):
+            raise UserError(f"{where}: {name!r} is missing or not a text; mend or delete the line")
+    if not record["id"] or record["status"] not in (DONE, FAILED):
+        raise UserError(
+            f"{where}: id {record['id']!r} has status {record['status']!r}; expected an id, and done or failed; mend "
+            "or delete the line"
+        )
+    return record
