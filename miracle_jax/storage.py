@@ -80,9 +80,12 @@ def replacing(path: str | Path):
 
 
 @contextlib.contextmanager
-def locked(folder: Path):
+def locked(folder: Path, flag: str = "--workdir"):
     """The folder, made if need be, belongs to this process while the block runs. Raises UserError when it belongs to
-    another. The lock is the operating system's: it ends with the process, however that ends."""
+    another. The lock is the operating system's: it ends with the process, however that ends.
+
+    flag: that names the folder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+") as file:
         try:
@@ -92,9 +95,7 @@ def locked(folder: Path):
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 file.seek(0)
                 holder = file.read() or "another process"
-                raise UserError(
-                    f"{folder} is in use by {holder}; wait for its end, or give another --workdir"
-                ) from None
+                raise UserError(f"{folder} is in use by {holder}; wait for its end, or give another {flag}") from None
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # file systems that know no locks
                 raise
         file.truncate(0)
