@@ -90,7 +90,7 @@ def drawn(seed: int, name: str) -> bytes:
 
 
 def read(path: str | Path, schema: Schema, rules: "Rules", drops: Drops) -> list[Dialogue]:
-    """The dialogues of a collection's journal, by the rules. Raises UserError for records that are not a collection's."""
+    """The dialogues of a collection's journal, by the rules. Raises UserError for records of something else."""
     found, known = [], {}
     for record in read_journal(path):
         split, labels, topic = _facts(record, schema, known, f"{path}: record {record['id']!r}")
