@@ -55,7 +55,7 @@ class Settings:
     seed: int = 0
     """Every request has a seed of its own, made of this one; it shuffles too."""
     in_flight: int = 32
-    """Requests at the same time."""
+    """Requests at the same time; 1 for a server that answers one after the other, or they wait beyond their timeout."""
     requests_per_minute: float = 0.0
     """At most; 0: as many as the endpoint answers."""
     timeout: float = 120.0
@@ -284,10 +284,7 @@ class Endpoint:
             raise responses.Again(str(error)) from None
         except responses.Status as answer:
             self._reached = True
-            error = self._status_error(answer)
-        if isinstance(error, UserError) and answer.status == 404:
-            error = UserError(f"{error}{await self._models()}")
-        raise error
+            raise await self._status_error(answer) from None
 
     def _unconnected(self, cause: Exception) -> str:
         """The reason. Raises UserError where there has never been a connection."""
@@ -302,7 +299,7 @@ class Endpoint:
             raise UserError(f"{where} cannot be reached: {reason}; is it running, and is the URL right?")
         return reason
 
-    def _status_error(self, answer: responses.Status) -> Exception:
+    async def _status_error(self, answer: responses.Status) -> Exception:
         endpoint, status = self.settings.endpoint, answer.status
         said, code = responses.message_of(answer.body)
         reason = f"status {status}" + f": {self._public(said)}" * bool(said)
@@ -311,7 +308,8 @@ class Endpoint:
             have = "the key" if self._key else "requests without a key"
             return UserError(f"{endpoint} refuses {have} (status {status}); export a valid one as {variable}")
         if status == 404:
-            return UserError(f"{endpoint} knows no model {self.settings.model}, or no chat completions ({reason})")
+            wrong = f"{endpoint} knows no model {self.settings.model}, or no chat completions ({reason})"
+            return UserError(wrong + await self._models())
         if status == 402 or code == "insufficient_quota":
             return UserError(f"{endpoint} wants to be paid first ({reason}); run the same command then")
         if status < 400:

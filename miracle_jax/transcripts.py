@@ -1,8 +1,8 @@
 """Transcripts that a language model wrote -> turns (paper, appendix A.1: one person asks, the other answers).
 
 A turn begins with a speaker's name and a colon, whatever is around them: numbers, markdown, brackets. The speakers are
-PersonA and PersonB, as the instruction asks for, another usual pair (User and Assistant, Q and A), or the two names
-that most lines begin with. Who speaks first asks.
+A and B, as our instructions ask for, another usual pair (PersonA and PersonB, User and Assistant, Q and A), or the two
+names that most lines begin with, of which the first asks.
 """
 
 import re
@@ -35,7 +35,10 @@ HEAD = re.compile(
     re.IGNORECASE,
 )
 """`PersonA:`, `**[Person A]:**`, `2. PersonB (calm):`, and `[PersonB]` without a colon."""
-INLINE = re.compile(r"(?<=\s)(?=[\[*]{0,3}person[ _]?[ab12][\]*]{0,3}\s?[:：])", re.IGNORECASE)
+INLINE = re.compile(
+    r"(?<=\s)(?=[\[*]{0,3}(?i:person)[ _]?[abAB12][\]*]{0,3}\s?[:：])"
+    r"|(?<=[.!?…\"”')]\s)(?=[\[*]{0,3}[AB][\]*]{0,3}[:：]\s)"
+)
 """Where a turn begins within a line."""
 NO_TEXT = re.compile(
     r"[-*_=~#\s]*|`{3}.{0,20}|\([^()]*\)|\[[^\[\]]*\]|#{1,6}\s.*|(?:turn|round|exchange)?\s?\d{1,4}[.):]?", re.I
@@ -66,7 +69,8 @@ def parse(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """
     if not dataset.is_unicode(text):
         raise Unparseable("half of a surrogate pair")
-    text = "".join(c if c.isprintable() or c.isspace() else " " for c in text)
+    if not text.replace("\n", " ").isprintable():
+        text = "".join(c if c.isprintable() or c.isspace() else " " for c in text)
     start = text[:300].replace("’", "'").lstrip(" \n\t\"'*#>“")
     if not text.strip():
         raise Unparseable("nothing but blanks")
@@ -159,9 +163,9 @@ def _pairs(turns: Iterator[tuple[str, str]], speakers: tuple[str, str]) -> tuple
         text = " ".join(filter(None, texts))
         last = number == len(said) - 1
         if not text and not last:
-            raise Unparseable(f"turn {number + 1} is empty")
+            raise Unparseable("an empty turn")
         if name == asker and number and said[number - 1][0] == asker:
-            raise Unparseable(f"question {len(pairs) + 1} has no answer")
+            raise Unparseable("a question without an answer")
         if name == asker:
             question = text
         elif text:

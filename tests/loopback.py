@@ -22,7 +22,7 @@ from miracle_jax.instructions import Instructions
 
 FAULTS = ("429", "429, retry after", "500", "hang", "dropped", "truncated", "malformed", "no choices", "refusal",
           "wrong transcript")  # fmt: skip
-RETRY_AFTER = "0.02"
+RETRY_AFTER = "0.01"
 PHRASES = {
     "plain": ("I keep the {a} next to the {b}", "The {a} works and costs little", "We use the {a} {when}",
               "I put the {b} away and go home", "It is a {a}, nothing more", "I bought the {a} {when} for two coins",

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-LAUNCHERS = ("local.sh", "slurm.sh", "tpu.sh", "gke.sh", "worker.sh")
+LAUNCHERS = ("local.sh", "slurm.sh", "tpu.sh", "gke.sh", "worker.sh", "llm.sh")
 TOOLS = (
     "gcloud",
     "kubectl",
@@ -183,6 +183,7 @@ def test_help_comes_from_any_folder_and_runs_nothing(checkout, script):
         (["gke.sh", "image", "paper", "--image", "host/miracle:1", "--dry-run"], ["docker", "push", "host/miracle:1"]),
         (["gke.sh", "run", *GKE, "--dry-run", "--", *ON_GKE], ["kubectl", "apply", "--filename=-"]),
         (["gke.sh", "logs", "paper", "--dry-run"], ["kubectl", "logs", "--follow"]),
+        (["llm.sh", "--port", "8123", "--dry-run"], ["llama_cpp.server", "127.0.0.1", "8123", ".llm"]),
         (["gke.sh", "delete", "paper", "--dry-run"], ["kubectl", "delete", "jobset", "paper", "--ignore-not-found"]),
     ],
 )
