@@ -8,14 +8,18 @@ and whoever appends takes it away first.
 """
 
 import codecs
+import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from miracle_jax import reading
+from miracle_jax import reading, storage
 from miracle_jax.errors import UserError
 
 DONE, FAILED = "done", "failed"
+BLOCK = 2**16
+"""Bytes that are searched at a time for the last line break."""
 
 
 def read_journal(path: str | Path) -> Iterator[dict[str, Any]]:
@@ -55,3 +59,44 @@ def _record(line: bytes, where: str) -> dict[str, Any]:
             "or delete the line"
         )
     return record
+
+
+class Journal:
+    """A journal to append to. Only one process may have it: whoever opens it holds the lock of its folder."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if self.path.exists():
+            reading.regular(self.path)
+        with self._disk():
+            self._file = self.path.open("a+b", buffering=0)
+            self._file.truncate(self._whole())
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._file.close()
+
+    def append(self, record: dict[str, Any]) -> None:
+        """The record is on the disk when this returns. Raises UserError where the disk is full; what is there already
+        is intact then."""
+        line = json.dumps(record).encode() + b"\n"
+        with self._disk():
+            while line:  # a disk that fills up takes a part of it
+                line = line[self._file.write(line) :]
+            os.fsync(self._file.fileno())
+
+    def _whole(self) -> int:
+        """Bytes up to the last line break: a line that was torn is not counted."""
+        end = self._file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - BLOCK)
+            self._file.seek(start)
+            if found := self._file.read(end - start).rfind(b"\n") + 1:
+                return start + found
+            end = start
+        return 0
+
+    def _disk(self):
+        return storage.disk_errors(str(self.path), "what it has is intact")

@@ -112,14 +112,14 @@ NO_ROOM = re.compile("No space left on device|Disk quota exceeded|File too large
 
 
 @contextlib.contextmanager
-def disk_errors(what: str):
+def disk_errors(what: str, intact: str = "earlier checkpoints are intact"):
     """Turns a full or read-only disk, and a quota that is used up, into a sentence. what: is written in the block."""
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
         if said := NO_ROOM.search(str(error)):
             raise UserError(
-                f"{what} could not be written: {said[0]}; earlier checkpoints are intact; free some space, or make the "
+                f"{what} could not be written: {said[0]}; {intact}; free some space, or make the "
                 "folder writable, and run the same command again"
             ) from error
         raise

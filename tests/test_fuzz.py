@@ -27,8 +27,11 @@ from mutations import mutated
 from test_pretrained import write_gguf
 
 from miracle_jax import (
+    asking,
+    collect,
     config,
     dataset,
+    endpoint,
     examples,
     gguf_file,
     hub,
@@ -38,13 +41,16 @@ from miracle_jax import (
     predictions,
     pretrained,
     report,
+    responses,
     scores,
     storage,
     systems,
     tokenizers,
 )
 from miracle_jax.attributes import Schema
-from miracle_jax.errors import LONGEST_LINE, UserError
+from miracle_jax.errors import LONGEST_LINE, UserError, first_line
+from miracle_jax.instructions import Instructions
+from miracle_jax.journal import Journal, read_journal
 
 SCHEMA = Schema.load()
 SHARES = {"tokenizers": 60, "checkpoint of a Llama": 100, "checkpoint of a BERT": 60, "tokenizer of transformers": 30,
@@ -153,6 +159,30 @@ def read_metrics(folder: Path) -> None:
     report.Report(folder, config.Train(), 2, 9).plot()
 
 
+def read_totals(folder: Path) -> None:
+    Journal(folder / "j.jsonl").append({"id": "z", "status": "done", "reason": "", "text": ""})
+    totals = asking.Totals(endpoint.Settings(price_in=1.0), 9)
+    for record in read_journal(folder / "j.jsonl"):
+        totals.add(record)
+    str(totals)
+
+
+def begin_collection(folder: Path) -> None:
+    pytest.importorskip("openai")
+    instructions, topics = Instructions.load(), {"train": ["a"], "validation": [], "test": []}
+    collect.begin(folder, collect.Options(), instructions, topics)
+    (folder / collect.JOURNAL).write_text("{}")
+
+
+def read_answer(folder: Path) -> None:
+    body = (folder / "answer.json").read_bytes()
+    responses.message_of(body)
+    try:
+        responses.check(responses.read_answer(body))
+    except (responses.Again, ValueError) as error:
+        raise UserError(first_line(error)) from None
+
+
 def torch_file(path: Path) -> None:
     torch = pytest.importorskip("torch")
     torch.save({"a.weight": torch.ones(3, 2), "b": torch.arange(4)}, path / "pytorch_model.bin")
@@ -190,6 +220,10 @@ def readers(tmp_path_factory) -> dict[str, Callable[[], Reader]]:
               "learned_from": ["abc"]}  # fmt: skip
     metrics = [{"step": i, "split": split, "kl": 0.5, "examples_per_second": 9.0}
                for i, split in enumerate(("train", "train", "validation"), 1)]  # fmt: skip
+    journal = [{"id": i, "status": status, "reason": "late: 3", "text": "A: Hi?", "prompt_tokens": 7, "attempts": 1}
+               for i, status in (("a", "done"), ("b", "failed"), ("b", "done"))]  # fmt: skip
+    choice = {"message": {"content": "A: Hi?", "refusal": None}, "finish_reason": "stop"}
+    said = {"choices": [choice], "usage": {"prompt_tokens": 7}, "error": {"message": "late", "code": "x"}}
     arrays = {"model.safetensors": hub.safetensors_bytes({"a.weight": np.ones((3, 2), np.float32), "b": np.arange(4)})}
     index = {"metadata": {}, "weight_map": {"a.weight": "part-1.safetensors", "b": "part-1.safetensors"}}
     shards = {"part-1.safetensors": arrays["model.safetensors"]}
@@ -261,6 +295,17 @@ def readers(tmp_path_factory) -> dict[str, Callable[[], Reader]]:
         ),
         "a run": lambda: Reader(written(small_run, new()), lambda f: model.read_run(f / "run")),
         "metrics of a run": lambda: Reader({"metrics.jsonl": lines(metrics)}, read_metrics, refuses=False),
+        "topics": lambda: Reader(
+            {"t.txt": collect.BUNDLED.read_bytes()[:400]}, lambda f: collect.read_topics(f / "t.txt")
+        ),
+        "instructions": lambda: Reader(
+            {"s.toml": Instructions.load().text.encode()}, lambda f: Instructions.load(f / "s.toml")
+        ),
+        "journal": lambda: Reader({"j.jsonl": lines(journal)}, read_totals),
+        "settings of a collection": lambda: Reader(
+            written(begin_collection, new()), begin_collection, ("collection.json",)
+        ),
+        "answer of an endpoint": lambda: Reader({"answer.json": json.dumps(said).encode()}, read_answer),
     }  # fmt: skip
 
 
@@ -269,7 +314,8 @@ NAMES = [
     "predictions for people", "filled sheets and key", "config of a run", "model.json", "judges.json", "frozen tokens",
     "arrays", "tokenizers", "safetensors", "an index", "weights of torch", "checkpoint of a Llama",
     "checkpoint of a BERT", "tokenizer of transformers", "GGUF", "list of a whole folder", "scores that are kept",
-    "a run", "metrics of a run",
+    "a run", "metrics of a run", "topics", "instructions", "journal", "settings of a collection",
+    "answer of an endpoint",
 ]  # fmt: skip
 
 
