@@ -28,7 +28,8 @@ from miracle_jax.attributes import Schema
 PLANTED = {
     "failed": ({"collection"}, 1.0), "refusal": ({"parsing"}, 1.0), "short": ({"rules"}, 1.0),
     "asks": ({"rules"}, 1.0), "placeholder": ({"rules"}, 1.0), "copy": ({"duplicates"}, 1.0),
-    "near": ({"duplicates"}, 0.98), "german": ({"language", "duplicates"}, 0.99), "other": ({"round 1", "round 2"}, 0.9),
+    "near": ({"duplicates"}, 0.98), "german": ({"language", "duplicates"}, 0.99),
+    "other": ({"round 1", "round 2"}, 0.9),
 }  # fmt: skip
 """What is planted, the stages that have to drop it, and the share of it that has to be dropped there. There are few
 German sentences, so that dialogues of them are duplicates too."""
@@ -88,10 +89,13 @@ def write(folder: Path, number: int, seed: int = 0) -> dict[str, str]:
     planted, earlier = {}, []
     with (folder / "transcripts.jsonl").open("w", encoding="utf-8") as file:
         for i in range(number):
-            split = "test" if i % 20 == 0 else "validation" if i % 20 == 1 else "train"
-            labels = schema.personalities()[i // 20 % 8] if split == "test" else singles[i % 6]
+            block = i // len(singles)
+            split = {0: "test", 1: "validation"}.get(block % 20, "train")
+            every = schema.personalities()
+            labels = every[(block // 20 * 6 + i % 6) % len(every)] if split == "test" else singles[i % 6]
             of = topics[split]
-            record = {"id": f"{split}/{i:07d}", "split": split, "topic": of[i // 6 % len(of)], "status": "done"}
+            topic = of[(block if split == "train" else block // 20) % len(of)]
+            record = {"id": f"{split}/{i:07d}", "split": split, "topic": topic, "status": "done"}
             kind = draw.choice(list(PLANTED)) if draw.random() < SHARE * len(PLANTED) and split == "train" else ""
             turns = writer.turns(labels)
             if kind == "other":
