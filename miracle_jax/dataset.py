@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from miracle_jax import config, hub, reading, storage
-from miracle_jax.attributes import UNKNOWN, Schema
+from miracle_jax.attributes import Schema
 from miracle_jax.errors import Problems, UserError, one_sentence
 from miracle_jax.reading import kind
 
@@ -122,7 +122,8 @@ def read_files(
 
     Args:
       files: with an attribute, every line's `tag` is an aspect id or name of it. Without, `tag` is a list in schema
-        order (null: unknown) or a mapping from attribute to aspect.
+        order (null: unknown), a mapping from attribute to aspect, or null: a dialogue of which no aspect is known,
+        from which everything but the attributes is learned.
       on_error: the value of data.on_error. "stop" raises UserError with all problems of all files; "skip" drops
         malformed lines and logs how many. Empty: as "stop", where there is no such flag to name.
       reference_required: False admits contexts to answer: one reply fewer than questions, and no `tag`.
@@ -171,6 +172,14 @@ def _parse(
         record = reading.parse(line)
     except UserError as error:
         return None, [f"{error}; expected one JSON object a line, in UTF-8"]
+    return instance_of(record, schema, attribute, reference_required)
+
+
+def instance_of(
+    record, schema: Schema, attribute: int | None, reference_required: bool = True
+) -> tuple[Instance | None, list[str]]:
+    """The instance that a JSON value is, or what is wrong with it. attribute: the index of the one that `tag` is of;
+    None: `tag` names its attributes."""
     if not isinstance(record, dict):
         return None, [f"this is {kind(record)}; expected a JSON object with input, output and tag"]
 
@@ -185,7 +194,7 @@ def _parse(
     replies = _turns(record, "output", problems)
     topic = _text(record, "personas", problems)
     name = _text(record, "id", problems)
-    labels = _labels(record["tag"], schema, attribute, problems) if "tag" in record else (UNKNOWN,) * len(schema.names)
+    labels = labels_of(record["tag"], schema, attribute, problems) if "tag" in record else schema.unknown
     if questions == ():
         problems.append("'input' is empty; expected at least one question")
     elif questions and replies is not None:
@@ -235,7 +244,7 @@ def is_unicode(text: str) -> bool:
     return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
-def _labels(tag, schema: Schema, attribute: int | None, problems: list[str]) -> tuple[int, ...]:
+def labels_of(tag, schema: Schema, attribute: int | None, problems: list[str]) -> tuple[int, ...]:
     """The aspect id of every attribute, -1 where `tag` does not tell."""
     if attribute is not None:
         if isinstance(tag, list | dict):
@@ -246,6 +255,8 @@ def _labels(tag, schema: Schema, attribute: int | None, problems: list[str]) -> 
             )
             return ()
         tag = {schema.names[attribute]: tag}
+    elif tag is None:
+        return schema.unknown
     elif isinstance(tag, list):
         if len(tag) != len(schema.names):
             problems.append(
@@ -256,10 +267,10 @@ def _labels(tag, schema: Schema, attribute: int | None, problems: list[str]) -> 
     elif not isinstance(tag, dict):
         problems.append(
             f"'tag' is {kind(tag)}; expected a list in the order {', '.join(schema.names)} or a mapping from "
-            "attribute to aspect (a file with one attribute is named attribute=path)"
+            "attribute to aspect, or null where none is known (a file with one attribute is named attribute=path)"
         )
         return ()
-    labels = [UNKNOWN] * len(schema.names)
+    labels = list(schema.unknown)
     for name, aspect in tag.items():
         try:
             index = schema.attribute_index(name)
@@ -267,7 +278,7 @@ def _labels(tag, schema: Schema, attribute: int | None, problems: list[str]) -> 
         except UserError as error:
             problems.append(f"'tag': {error}")
     if not tag:
-        problems.append("'tag' names no aspect; expected at least one")
+        problems.append("'tag' names no aspect; expected at least one, or null where none is known")
     return tuple(labels)
 
 

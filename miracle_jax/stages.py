@@ -94,7 +94,9 @@ def prior_means(graphdef, params, batches: Iterable[dict]) -> dict[str, np.ndarr
 
 
 def refit(config: Config, sizes: tuple[int, ...], data: dict[str, np.ndarray], key) -> dict:
-    """Stage 2: new heads trained on frozen prior means. Returns their parameters."""
+    """Stage 2: new heads trained on frozen prior means, of the examples that have a label. Returns their parameters."""
+    labelled = np.flatnonzero((data["labels"] >= 0).any(axis=1))
+    data = {name: column[labelled] for name, column in data.items()}
     init_key, steps_key = jax.random.split(key)
     graphdef, params = nnx.split(Heads(config.latent, sizes, nnx.Rngs(init_key)))
     batch_size = min(config.train.batch_size, len(data["z"]))
@@ -134,9 +136,11 @@ def fit(
 
 def head_accuracy(heads_graph, params, data: dict[str, np.ndarray], names: tuple[str, ...]) -> dict:
     """Accuracy on the prior means of contexts: per attribute, their mean, and per turn (contexts of a first turn
-    carry no aspect, since nothing was answered yet)."""
+    carry no aspect, since nothing was answered yet). Empty where none has a label."""
     guess = np.argmax(np.asarray(nnx.merge(heads_graph, mesh.fetch(params))(jnp.asarray(data["z"]))), axis=-1)
     known = data["labels"] >= 0
+    if not known.any():
+        return {}
     right = (guess == data["labels"]) & known
     per_attribute = {
         name: float(right[:, a].sum() / known[:, a].sum()) for a, name in enumerate(names) if known[:, a].any()
