@@ -2,9 +2,10 @@
 
     python -m miracle_jax.dataset --config configs/tiny.py [--data.train attitude=a.jsonl ...]
     python -m miracle_jax.dataset freeze OUT.npz --config configs/tiny.py [--data.train attitude=a.jsonl ...]
+    python -m miracle_jax.dataset import KIND SOURCE OUT [--flag ...]
 
 The first shows what is in a dataset and what the model will see of it; the second writes it as token arrays, with which
-training needs neither TFDS nor Grain.
+training needs neither TFDS nor Grain; the third makes files of this form of files of another (imports.py).
 """
 
 import dataclasses
@@ -283,14 +284,17 @@ def labels_of(tag, schema: Schema, attribute: int | None, problems: list[str]) -
 
 
 def main(argv: list[str] | None = None) -> None:
-    from miracle_jax import examples, overview, pipeline  # they import this module
+    from miracle_jax import examples, imports, overview, pipeline  # they import this module
     from miracle_jax.command_line import read_config
 
     argv = sys.argv[1:] if argv is None else argv
     with one_sentence():
         command, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("show", argv)
+        if command == "import":
+            print(imports.run(rest))
+            return
         if command not in ("show", "freeze"):
-            raise UserError(f"unknown command {command!r}; there are show and freeze OUT.npz")
+            raise UserError(f"unknown command {command!r}; there are show, freeze OUT.npz and import KIND SOURCE OUT")
         out = ""
         if command == "freeze" and not {"-h", "--help"} & set(rest):
             if not rest or rest[0].startswith("-"):

@@ -87,6 +87,12 @@ def lines(text: bytes) -> Iterator[tuple[int, bytes]]:
             yield number, line.rstrip(b"\r\n")
 
 
+def begins(text: bytes) -> bytes:
+    """The first byte that is not blank, empty if there is none."""
+    text = text[:LONGEST].removeprefix(codecs.BOM_UTF8)
+    return text[BLANK.match(text).end() :][:1]
+
+
 def entries(text: bytes, where: str | Path) -> Iterator[tuple[int, str, Any]]:
     """(line, name, value) of every entry of one JSON array or object, which may be longer than LONGEST: an entry is
     parsed when it is asked for. name: empty in an array.

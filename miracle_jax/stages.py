@@ -94,9 +94,7 @@ def prior_means(graphdef, params, batches: Iterable[dict]) -> dict[str, np.ndarr
 
 
 def refit(config: Config, sizes: tuple[int, ...], data: dict[str, np.ndarray], key) -> dict:
-    """Stage 2: new heads trained on frozen prior means, of the examples that have a label. Returns their parameters."""
-    labelled = np.flatnonzero((data["labels"] >= 0).any(axis=1))
-    data = {name: column[labelled] for name, column in data.items()}
+    """Stage 2: new heads trained on frozen prior means. Returns their parameters."""
     init_key, steps_key = jax.random.split(key)
     graphdef, params = nnx.split(Heads(config.latent, sizes, nnx.Rngs(init_key)))
     batch_size = min(config.train.batch_size, len(data["z"]))

@@ -99,7 +99,7 @@ def read_test_set(data: str, schema: Schema, per_personality: int, seed: int) ->
         raise UserError(f"{data} has several instances with the id {', '.join(repeated[:20])}; number them anew")
     unknown = [i for i, instance in zip(ids, instances, strict=True) if instance.labels == schema.unknown]
     if unknown:
-        raise UserError(f"{data}: of id {unknown[0]} no aspect is known, so nothing tells what to ask for; leave it out")
+        raise UserError(f"{data}: no aspect of id {unknown[0]} is known, so nothing tells what to ask for; remove it")
     long = [i for i, instance in zip(ids, instances, strict=True) if len(instance.replies[-1]) > LONGEST_REPLY]
     if long:
         raise UserError(f"{data}: the reply of id {long[0]} has more than {LONGEST_REPLY:,} characters; cut it")

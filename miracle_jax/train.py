@@ -349,6 +349,8 @@ def _train(config: Config, workdir: Path, held: contextlib.ExitStack) -> dict:
     refitted = params["heads"]
     if config.train.refit_epochs and (corpus.train.labels >= 0).any():
         learned_from = prior_means(graphdef, params, in_order(corpus.train, columns["train"]))
+        labelled = (learned_from["labels"] >= 0).any(axis=1)
+        learned_from = {name: column[labelled] for name, column in learned_from.items()}
         refitted = refit(config, sizes, mesh.place(learned_from, mesh.replicated(devices)), keys.refit)
         accuracy["refit"] = head_accuracy(heads_graph, refitted, seen, names)
     heads = max(accuracy, key=lambda name: accuracy[name].get("mean", 0.0))
