@@ -95,6 +95,7 @@ def convert(source: str, options: Options, written: imports.Written) -> str:
     """Writes the dialogues. source: package:chitchat_dataset/dataset.json, or that file. Returns what they are."""
     path = hub.in_package(source, "SOURCE", INSTALL) if source.startswith(hub.PACKAGE) else Path(source)
     conversations = list(_read(path, options, written))
+    written.check()  # levels are of all ratings
     splits = by_people([c.people for c in conversations], options.held_out, options.seed)
     kept = [(c, split) for c, split in zip(conversations, splits, strict=True) if split]
     written.notes["conversations between people of two splits left out"] = len(conversations) - len(kept)
@@ -119,8 +120,8 @@ def convert(source: str, options: Options, written: imports.Written) -> str:
     people = [len({person for c, of in kept if of == split for person in c.people}) for split in imports.SPLITS]
     return (
         "Source: chitchat-dataset, conversations between people (BYU Perception, Control & Cognition lab), from "
-        f"{source}. Licence: MIT. {about} People: {people[0]:,} in train, {people[1]:,} in validation, {people[2]:,} in "
-        "test, nobody in two of them. Texts are as they were written, names and offence included."
+        f"{source}. Licence: MIT. {about} There are {people[0]:,} people in train, {people[1]:,} in validation and "
+        f"{people[2]:,} in test, nobody in two of them. Texts are as they were written, names and offence included."
     )
 
 
@@ -138,7 +139,7 @@ def _read(path: Path, options: Options, written: imports.Written) -> Iterator[Co
                 if people == 2:
                     yield conversation
                 else:
-                    written.notes[f"conversations of {'one' if people == 1 else 'no or many'} left out"] += 1
+                    written.notes[f"conversations of {'one' if people < 2 else 'three or more'} left out"] += 1
     except UserError as error:
         written.refuse(str(error))
 
@@ -160,6 +161,7 @@ def _conversation(record, rating: str, wrong: list[str]) -> Conversation | None:
     prompt = record.get("prompt")
     if not isinstance(prompt, str | None):
         wrong.append(f"'prompt' is {kind(prompt)}; expected text")
+        prompt = ""
     return Conversation(joined(turns, " "), cleaned(prompt or ""), _rating(record.get("ratings"), rating, wrong))
 
 

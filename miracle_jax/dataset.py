@@ -152,16 +152,16 @@ def read_bytes(
     names = ", ".join(str(path) for _, path, _ in files)
     if problems:
         if on_error != "skip":
-            found = f"{_count(problems.count, 'problem')} in {_count(dropped, 'line')} of the data"
+            found = f"{count(problems.count, 'problem')} in {count(dropped, 'line')} of the data"
             remedy = "mend them, or drop the lines with --data.on-error skip" if on_error else "mend them"
             raise UserError(f"{found}; {remedy}:\n{problems}")
-        logging.getLogger("miracle_jax").warning("%s dropped:\n%s", _count(dropped, "malformed line"), problems)
+        logging.getLogger("miracle_jax").warning("%s dropped:\n%s", count(dropped, "malformed line"), problems)
     if not instances:
         raise UserError(f"no instances in {names}; expected one JSON object a line")
     return instances, dropped
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 

@@ -51,8 +51,8 @@ class Options:
 class Written:
     """The files in a folder that is being made, and what went into them and what did not."""
 
-    def __init__(self, folder: Path, schema: Schema):
-        self.schema = schema
+    def __init__(self, folder: Path, schema: Schema, source: str, on_error: str):
+        self.schema, self._source, self._on_error = schema, source, on_error
         self.counts: dict[str, Counter] = {}
         """split -> how many instances have a label."""
         self.dialogues: Counter = Counter()
@@ -74,6 +74,14 @@ class Written:
         self.problems += problems
         self.dropped += bool(problems)
         return bool(problems)
+
+    def check(self) -> None:
+        """Raises UserError with all problems, unless malformed records are to be dropped."""
+        if self.problems and self._on_error == "stop":
+            raise UserError(
+                f"{dataset.count(self.problems.count, 'problem')} in {dataset.count(self.dropped, 'record')} of "
+                f"{self._source}; mend them, or drop the records with --on-error skip:\n{self.problems}"
+            )
 
     def dialogue(self, split: str, whole: Instance, most: int) -> None:
         """An instance for every turn of a dialogue. One of more than `most` turns is taken for several, one after the
@@ -124,13 +132,9 @@ def run(argv: list[str]) -> str:
     otherwise = f"give what to read and the folder to write: {command} SOURCE OUT"
     (source, out), options = read_pair(command, __doc__, "SOURCE OUT", otherwise, default, argv[1:])
     with storage.new_folder(out) as folder:
-        with Written(folder, options.labels()) as written:
+        with Written(folder, options.labels(), source, options.on_error) as written:
             about = convert(source, options, written)
-        if written.problems and options.on_error == "stop":
-            raise UserError(
-                f"{written.problems.count:,} problems in {written.dropped:,} records of {source}; mend them, or drop "
-                f"the records with --on-error skip:\n{written.problems}"
-            )
+        written.check()
         if not written.counts:
             raise UserError(f"there is no dialogue in {source}" + f":\n{written.problems}" * bool(written.problems))
         written.notes["malformed records dropped"] = written.dropped
