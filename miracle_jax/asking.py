@@ -8,7 +8,7 @@ import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from miracle_jax.endpoint import Endpoint, Job, Settings
 from miracle_jax.errors import SHOWN, UserError, refuse
 from miracle_jax.journal import DONE, Journal, read_journal
 
+LONGEST_SHOWN = 60
+"""Characters of a setting that is quoted."""
 EVERY = 60.0
 """Seconds between two lines about the progress where there is no terminal for a bar."""
 
@@ -71,12 +73,11 @@ class Totals:
         return "\n".join(text)
 
 
-FREE = ("begun", "versions", "licence", "per_topic")
-"""Facts that may be others when a run goes on."""
+INTACT = "what has been answered is intact"
 
 
 def facts(settings: Settings) -> dict[str, Any]:
-    """What the answers depend on, and when and with what they were asked for."""
+    """What all answers depend on, and when and with what they were first asked for."""
     import openai
 
     versions = {"miracle_jax": __version__, "openai": openai.__version__, "python": platform.python_version()}
@@ -87,32 +88,42 @@ def facts(settings: Settings) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def pin(path: Path, facts: dict[str, Any], journal: Path) -> dict[str, Any]:
-    """Writes what the answers in a journal depend on. Returns what stood there before, {} where nothing was answered
-    yet. Raises UserError, which lists the differences, where the answers that are there depend on something else."""
-    before = {}
+def pin(
+    path: Path, facts: dict[str, Any], journal: Path, free: Collection[str] = (), growing: Collection[str] = ()
+) -> None:
+    """Writes what the answers in a journal depend on.
+
+    free: facts that may be others when a run goes on; an empty one stays as it was. growing: numbers that may grow.
+    Raises UserError, which lists the differences, where the answers that are there depend on something else.
+    """
     if journal.exists() and reading.regular(journal).stat().st_size:
         before = reading.json_object(path)
-        refuse(_differences(_flat(before), _flat(facts)), f"{path.parent} cannot be gone on with; give another --out")
-        facts = facts | {name: before[name] for name in ("begun",) if name in before}
-    with storage.disk_errors(str(path), "what has been answered is intact"), storage.replacing(path) as file:
+        free = {*free, "begun", "versions"}
+        differences = _differences(_flat(before, free), _flat(facts, free), growing)
+        refuse(differences, f"{path.parent} cannot be gone on with; give another --out")
+        kept = {"begun", *(name for name in free if not facts[name])}
+        facts = facts | {name: before[name] for name in kept if name in before}
+    with storage.disk_errors(str(path), INTACT), storage.replacing(path) as file:
         file.write(json.dumps(facts, indent=1).encode() + b"\n")
-    return before
 
 
-def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts that count, those of the sampling among them."""
+def _flat(facts: Mapping[str, Any], free: Collection[str]) -> dict[str, Any]:
+    """The facts that count, with those of the sampling one by one."""
     sampling = facts.get("sampling")
-    return {n: v for n, v in facts.items() if n not in FREE} | (sampling if isinstance(sampling, dict) else {})
+    counted = {name: value for name, value in facts.items() if name not in free and name != "sampling"}
+    return counted | (sampling if isinstance(sampling, dict) else {"sampling": sampling})
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], growing: Collection[str]) -> list[str]:
     found = []
     for name in dict.fromkeys([*now, *before]):
-        values = [before.get(name), now.get(name)]
-        if name != "sampling" and values[0] != values[1]:
-            brief = all(isinstance(value, str | int | float | None) and len(str(value)) < 60 for value in values)
-            found.append(f"{name}: " + ("{!r} there, {!r} here".format(*values) if brief else "others there"))
+        one, two = before.get(name), now.get(name)
+        brief = all(isinstance(v, str | int | float | None) and len(str(v)) < LONGEST_SHOWN for v in (one, two))
+        shown = f"{one!r} there, {two!r} here" if brief else "not the same as there"
+        if name in growing and type(one) is int:
+            found += [f"{name}: {shown}; it can only grow"] if one > two else []
+        elif one != two:
+            found.append(f"{name}: {shown}")
     return found
 
 

@@ -10,18 +10,14 @@ test every personality does, which names an aspect of every attribute. What is a
 there.
 """
 
-import datetime
 import hashlib
-import json
-import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from miracle_jax import __version__, asking, reading, storage, transcripts
+from miracle_jax import asking, reading, storage, transcripts
 from miracle_jax.attributes import UNKNOWN, Schema
 from miracle_jax.command_line import parse
 from miracle_jax.endpoint import Endpoint, Job, Settings
@@ -138,52 +134,14 @@ def _tag(schema: Schema, labels: Sequence[int]) -> dict[str, str]:
 def begin(folder: Path, options: Options, instructions: Instructions, topics: Split) -> None:
     """Writes what a collection depends on into its folder. Raises UserError where it has dialogues that depend on
     something else."""
-    facts = {
-        "begun": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "endpoint": options.endpoint, "model": options.model, "seed": options.seed, "sampling": options.parameters(),
-        "per_topic": options.per_topic, "licence": options.licence, "topics": topics, "versions": _versions(),
+    schema = folder / SCHEMA
+    facts = asking.facts(options) | {
+        "per_topic": options.per_topic, "licence": options.licence, "topics": topics,
+        "schema": hashlib.sha256(instructions.text.encode()).hexdigest(),
     }  # fmt: skip
-    journal = folder / JOURNAL
-    if journal.exists() and reading.regular(journal).stat().st_size:
-        before = reading.json_object(folder / SETTINGS)
-        differences = _differences(before, facts, folder, instructions)
-        refuse(differences, f"{folder} cannot be gone on with; give another --out")
-        kept = ("begun",) if options.licence else ("begun", "licence")
-        facts |= {name: before[name] for name in kept if isinstance(before.get(name), str)}
-    for name, content in ((SCHEMA, instructions.text), (SETTINGS, json.dumps(facts, indent=1) + "\n")):
-        path = folder / name
-        with storage.disk_errors(str(path), "what has been collected is intact"), storage.replacing(path) as file:
-            file.write(content.encode())
-
-
-def _versions() -> dict[str, str]:
-    import openai
-
-    return {"miracle_jax": __version__, "openai": openai.__version__, "python": platform.python_version()}
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any], folder: Path, instructions: Instructions) -> list[str]:
-    old, new = _pinned(before), _pinned(now)
-    differences = []
-    for name in dict.fromkeys([*new, *old]):
-        values = [old.get(name), new.get(name)]
-        if values[0] != values[1]:
-            shown = ["something" if isinstance(value, dict | list) else repr(value) for value in values]
-            differences.append(f"{name}: {shown[0]} there, {shown[1]} here")
-    if before.get("topics") != now["topics"]:
-        differences.append("topics: others there, by --topics, --splits or --seed")
-    if reading.content(folder / SCHEMA) != instructions.text.encode():
-        differences.append(f"schema: another there, of which {folder / SCHEMA} is a copy")
-    if type(before.get("per_topic")) is int and before["per_topic"] > now["per_topic"]:
-        differences.append(f"per_topic: {before['per_topic']} there, {now['per_topic']} here; it can only grow")
-    return differences
-
-
-def _pinned(facts: dict[str, Any]) -> dict[str, Any]:
-    """What all dialogues of a collection depend on, besides topics and schema."""
-    sampling = facts.get("sampling")
-    pinned = {name: facts.get(name) for name in ("endpoint", "model", "seed")}
-    return pinned | (sampling if isinstance(sampling, dict) else {"sampling": sampling})
+    asking.pin(folder / SETTINGS, facts, folder / JOURNAL, free=("licence",), growing=("per_topic",))
+    with storage.disk_errors(str(schema), asking.INTACT), storage.replacing(schema) as file:
+        file.write(instructions.text.encode())
 
 
 def collect(options: Options) -> asking.Totals:

@@ -233,10 +233,10 @@ def test_a_collection_goes_on_with_the_same_settings_only(run, tmp_path):
             "temperature: 1.0 there, 0.5 here": ["--temperature", "0.5"],
             "min_p: 0.1 there, None here": ["--extra", "{}"],
             "model: 'parrot' there, 'owl' here": ["--model", "owl"],
-            "seed: 0 there, 1 here\ntopics: others there": ["--seed", "1"],
-            "topics: others there": ["--topics", topics],
-            "topics: others there, by": ["--splits", "3", "1", "1"],
-            "schema: another there": ["--schema", schema],
+            "seed: 0 there, 1 here\ntopics: not the same as there": ["--seed", "1"],
+            "topics: not the same as there": ["--topics", topics],
+            "\ntopics: not the same as there": ["--splits", "3", "1", "1"],
+            "schema: not the same as there": ["--schema", schema],
         }
         for sentence, change in wrong.items():
             status, _, error = run(server.url, *same, *change)
