@@ -148,7 +148,7 @@ def markdown(card: dict[str, Any]) -> str:
         "every system that is tested on them; only rules, duplicates, language, toxicity and people drop them.",
         "## People",
         _table(
-            ["file", "dialogues", "marked", "rejected"],
+            ["file", "dialogues", "marked", "rejected", "marks unused"],
             [[name, *(f"{count:,}" for count in counts.values())] for name, counts in card["reviews"].items()],
         ),
         "## Toxicity",
