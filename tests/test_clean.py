@@ -129,8 +129,10 @@ def test_the_same_input_gives_the_same_bytes(collection, corpus, tmp_path):
     (folder / "transcripts.jsonl").write_text("".join(lines))
     run(folder, tmp_path / "out")
     assert files(tmp_path / "out") == files(corpus)
+    left = tmp_path / "out" / ".clean-killed"
+    left.mkdir()
     run(folder, tmp_path / "out")
-    assert files(tmp_path / "out") == files(corpus)
+    assert files(tmp_path / "out") == files(corpus) and not left.exists()
 
 
 def test_marks_count_and_are_never_lost(collection, corpus, tmp_path, capsys):
