@@ -10,6 +10,7 @@ from miracle_jax.attributes import Schema
 from miracle_jax.cleaning import SPLITS, Dialogue, Drops, aspects_of_topics
 from miracle_jax.dataset import Instance
 from miracle_jax.errors import printable
+from miracle_jax.reading import kind
 
 STAGES = (
     "collection", "parsing", "rules", "duplicates", "language", "round 1", "round 2", "toxicity", "balance"
@@ -77,7 +78,16 @@ def versions() -> dict[str, str]:
 
 def collected(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What a collection's settings say of where the dialogues are from."""
-    return {name: settings[name] for name in COLLECTED if settings.get(name) not in (None, "")}
+    return {name: _shallow(settings[name], 3) for name in COLLECTED if settings.get(name) not in (None, "")}
+
+
+def _shallow(value, depth: int):
+    """A value of JSON, of which what is nested more deeply is only named: a file may nest it as deep as it wants."""
+    if isinstance(value, dict | list) and not depth:
+        return kind(value)
+    if isinstance(value, dict):
+        return {name: _shallow(part, depth - 1) for name, part in value.items()}
+    return [_shallow(part, depth - 1) for part in value] if isinstance(value, list) else value
 
 
 def stage_lines(card: dict[str, Any]) -> list[str]:
@@ -148,7 +158,7 @@ def markdown(card: dict[str, Any]) -> str:
         "every system that is tested on them; only rules, duplicates, language, toxicity and people drop them.",
         "## People",
         _table(
-            ["file", "dialogues", "marked", "rejected"],
+            ["file", "dialogues", "marked", "rejected", "marks unused"],
             [[name, *(f"{count:,}" for count in counts.values())] for name, counts in card["reviews"].items()],
         ),
         "## Toxicity",
@@ -166,9 +176,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _flat(value) -> str:
     """A value in one line."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name}: {_flat(part)}" for name, part in value.items())
-    return printable(str(value)).replace("\n", " ")
+    parts = (f"{name}: {_flat(part)}" for name, part in value.items()) if isinstance(value, Mapping) else [str(value)]
+    return printable(", ".join(parts)).replace("\n", " ")
 
 
 def _share(topics: Mapping[str, int]) -> str:

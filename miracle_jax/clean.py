@@ -112,6 +112,8 @@ def clean(folder: str | Path, options: Options) -> tuple[dict[str, Any], Schema]
             shutil.rmtree(left)
         with tempfile.TemporaryDirectory(dir=out, prefix=".clean-") as part:
             _write(Path(part), dialogues, drops, schema, reviews, card)
+            for review in reviews:
+                review.check()
             for name in sorted(ours - set(files)):
                 (out / name).unlink()
             for name in files:
@@ -233,7 +235,8 @@ def _told(card: dict[str, Any], schema: Schema, out: str) -> str:
         lines += [f"round {number}, {name}: no judges: {f['reason']}" for name, f in facts.items() if f["reason"]]
     for name, counts in card["reviews"].items():
         todo = "; write y or n into its column keep, and give the same command again" * (not counts["marked"])
-        lines.append(f"{name}: {counts['dialogues']:,} dialogues, {counts['marked']:,} marked{todo}")
+        unused = f", of which {counts['unused']:,} belong to no dialogue that came this far" * (counts["unused"] > 0)
+        lines.append(f"{name}: {counts['dialogues']:,} dialogues, {counts['marked']:,} marked{unused}{todo}")
 
     def flags(split):
         there = [name for name in schema.names if card["table7"][name][split]["dialogues"]]

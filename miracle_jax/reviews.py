@@ -4,6 +4,7 @@ A review file is CSV with the columns id, attribute, aspect, text and keep; peop
 belong to an id with a text, and are never lost: a file that is written anew has all that the old one had.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -22,8 +23,9 @@ Row = tuple[str, ...]
 
 
 def _key(row: Sequence[str]) -> tuple[str, str]:
-    """By which a dialogue is known again, whatever a spreadsheet program made of its line breaks."""
-    return row[0], " ".join(row[3].split())
+    """By which a dialogue is known again, whatever a spreadsheet program made of its line breaks, and of letters that
+    its encoding lacks."""
+    return row[0], "".join(re.findall("[a-z0-9]+", row[3].lower()))
 
 
 class Reviews:
@@ -33,13 +35,18 @@ class Reviews:
         """A file that does not exist has no marks. Raises UserError with all problems of a file."""
         self.path, self.rows = Path(path), []
         self._marked: dict[tuple[str, str], Row] = {}
-        if self.path.exists():
-            self._read()
+        self._used: set[tuple[str, str]] = set()
+        self._before = self._bytes()
+        if self._before is not None:
+            self._read(self._before)
 
-    def _read(self) -> None:
+    def _bytes(self) -> bytes | None:
+        return reading.content(self.path) if self.path.exists() else None
+
+    def _read(self, content: bytes) -> None:
         problems, lines = Problems(), {}
         try:
-            for line, row in sheets.rows(reading.content(self.path), COLUMNS):
+            for line, row in sheets.rows(content, COLUMNS):
                 *texts, mark = (sheets.text_of(row[name]) for name in COLUMNS)
                 key = _key(texts)
                 if mark.lower() not in MARKS:
@@ -57,8 +64,11 @@ class Reviews:
         """Whether people want to keep a dialogue; None where they have not said."""
         if not self._marked:
             return None
-        row = self._marked.get(_key((dialogue.id, "", "", dialogue.text)))
-        return MARKS[row[-1].lower()] if row else None
+        key = _key((dialogue.id, "", "", dialogue.text))
+        if key not in self._marked:
+            return None
+        self._used.add(key)
+        return MARKS[self._marked[key][-1].lower()]
 
     def ask(self, dialogues: Iterable[Dialogue], schema: Schema) -> None:
         """Puts these dialogues, and all that have marks, into the file that `content` gives."""
@@ -71,12 +81,23 @@ class Reviews:
                 attribute, aspect = schema.names[index], schema.attributes[index].aspects[label]
             row = (dialogue.id, attribute, aspect, dialogue.text, "")
             asked[_key(row)] = row
-        self.rows = list((asked | self._marked).values())
+        marked = {key: (*asked.get(key, row)[:-1], row[-1]) for key, row in self._marked.items()}
+        self.rows = list((asked | marked).values())
+
+    def check(self) -> None:
+        """Raises UserError where somebody has written into the file since it was read."""
+        if self._bytes() != self._before:
+            raise UserError(f"{self.path} has changed while dialogues were cleaned; give the same command again")
 
     def content(self) -> bytes:
         return sheets.content([sheets.line(COLUMNS), *map(sheets.line, self.rows)])
 
     def counts(self) -> dict[str, int]:
-        """{"dialogues", "marked", "rejected"}."""
+        """{"dialogues", "marked", "rejected", "unused"}. unused: marks of dialogues that did not come this far, or have
+        another text now."""
         marks = [MARKS[row[-1].lower()] for row in self.rows]
-        return {"dialogues": len(marks), "marked": sum(m is not None for m in marks), "rejected": marks.count(False)}
+        marked = sum(mark is not None for mark in marks)
+        return {
+            "dialogues": len(marks), "marked": marked, "rejected": marks.count(False),
+            "unused": len(self._marked.keys() - self._used),
+        }  # fmt: skip

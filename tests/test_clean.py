@@ -11,7 +11,7 @@ import clean_scale
 import numpy as np
 import pytest
 
-from miracle_jax import clean, cleaning, dataset, toxicity
+from miracle_jax import clean, cleaning, dataset, reviews, toxicity
 from miracle_jax.attributes import Schema
 from miracle_jax.cleaning import Dialogue, Drops, Rules
 
@@ -129,8 +129,10 @@ def test_the_same_input_gives_the_same_bytes(collection, corpus, tmp_path):
     (folder / "transcripts.jsonl").write_text("".join(lines))
     run(folder, tmp_path / "out")
     assert files(tmp_path / "out") == files(corpus)
+    left = tmp_path / "out" / ".clean-killed"
+    left.mkdir()
     run(folder, tmp_path / "out")
-    assert files(tmp_path / "out") == files(corpus)
+    assert files(tmp_path / "out") == files(corpus) and not left.exists()
 
 
 def test_marks_count_and_are_never_lost(collection, corpus, tmp_path, capsys):
@@ -157,7 +159,23 @@ def test_marks_count_and_are_never_lost(collection, corpus, tmp_path, capsys):
         assert again[rescued[0]] == rescued and again[test[0]] == test
     run(collection[0], out, "--review", "3", "--seed", "5")
     assert "gone" in {row[0] for row in sheet(out / "review-1.csv")}
-    assert "review-1.csv: 20 dialogues, 2 marked" in capsys.readouterr().out
+    said = "review-1.csv: 20 dialogues, 2 marked, of which 1 belong to no dialogue that came this far\n"
+    assert said in capsys.readouterr().out
+
+
+def test_marks_survive_an_encoding_that_lacks_letters_and_whoever_writes_meanwhile(tmp_path):
+    some = dialogue("a", ["“Über” is how it goes – always."])
+    path = tmp_path / "review-1.csv"
+    review = reviews.Reviews(path)
+    review.ask([some], SCHEMA)
+    path.write_bytes(review.content().decode("utf-8-sig").replace('always.",""', 'always.","n"').encode("cp1252"))
+    with pytest.raises(clean.UserError, match="has changed while dialogues were cleaned"):
+        review.check()
+    review = reviews.Reviews(path)
+    assert review.mark(some) is False
+    review.ask([some], SCHEMA)
+    assert review.rows == [("a", "attitude", "optimistic", some.text, "n")]
+    assert review.counts() == {"dialogues": 1, "marked": 1, "rejected": 1, "unused": 0}
 
 
 @pytest.mark.parametrize(

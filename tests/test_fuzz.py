@@ -28,6 +28,9 @@ from test_pretrained import write_gguf
 
 from miracle_jax import (
     asking,
+    card,
+    clean,
+    cleaning,
     collect,
     config,
     dataset,
@@ -42,10 +45,14 @@ from miracle_jax import (
     pretrained,
     report,
     responses,
+    reviews,
     scores,
+    sheets,
     storage,
     systems,
     tokenizers,
+    toxicity,
+    transcripts,
 )
 from miracle_jax.attributes import Schema
 from miracle_jax.errors import LONGEST_LINE, UserError, first_line
@@ -183,6 +190,33 @@ def read_answer(folder: Path) -> None:
         raise UserError(first_line(error)) from None
 
 
+def read_transcript(folder: Path) -> None:
+    try:
+        transcripts.parse((folder / "transcript.txt").read_bytes().decode(errors="surrogateescape"))
+    except transcripts.Unparseable as error:
+        raise UserError(str(error)) from None
+
+
+def read_review(folder: Path) -> None:
+    some = cleaning.Dialogue("a", "train", (-1, 1, -1), "t", ("Hi?",), ("By the river.",))
+    review = reviews.Reviews(folder / "review-1.csv")
+    review.mark(some)
+    review.ask([some], SCHEMA)
+    (folder / "written.csv").write_bytes(review.content())
+    assert reviews.Reviews(folder / "written.csv")._marked.keys() == review._marked.keys()  # none is lost
+
+
+def read_collection(folder: Path) -> None:
+    drops = cleaning.Drops()
+    dialogues = cleaning.read(folder / "transcripts.jsonl", SCHEMA, clean.Options(min_turns=1).rules, drops)
+    settings = judge.reading.json_object(folder / "collection.json")
+    facts = {"collection": card.collected(settings), "options": {"encoder": ""}, "stages": card.stages(9, drops)}
+    facts |= {"judges": [], "folds": 5, "reviews": {}, "toxicity": {}, "versions": {}}
+    facts |= card.contents(dialogues, SCHEMA)
+    card.markdown(facts).encode()
+    json.dumps(facts, indent=1)
+
+
 def torch_file(path: Path) -> None:
     torch = pytest.importorskip("torch")
     torch.save({"a.weight": torch.ones(3, 2), "b": torch.arange(4)}, path / "pytorch_model.bin")
@@ -224,6 +258,14 @@ def readers(tmp_path_factory) -> dict[str, Callable[[], Reader]]:
                for i, status in (("a", "done"), ("b", "failed"), ("b", "done"))]  # fmt: skip
     choice = {"message": {"content": "A: Hi?", "refusal": None}, "finish_reason": "stop"}
     said = {"choices": [choice], "usage": {"prompt_tokens": 7}, "error": {"message": "late", "code": "x"}}
+    spoken = "Sure!\n1. **A:** Hi?\n2. **B:** By the river.\n3. [PersonA] “Why?”\n**A**: Why?\nB (calm): Rain.".encode()
+    review = sheets.content(map(sheets.line, [reviews.COLUMNS, ("a", "x", "y", "A: Hi?\nB: By the river.", "n")]))
+    comments = ",".join(("id", "comment_text", *toxicity.KINDS)).encode()
+    comments += b'\n1,"so\n""it"" is",0,0,0,0,0,1\n2,a,0,0,0,0,0,0\n'
+    collected = [{"id": f"train/{i}", "split": split, "tag": tag, "topic": "rain", "status": "done", "reason": "",
+                  "text": spoken.decode()} for i, (split, tag) in enumerate(
+                      [("train", {"attitude": "optimistic"}), ("test", {"attitude": "optimistic"})])]  # fmt: skip
+    settings = {"endpoint": "http://127.0.0.1/v1", "model": "it", "sampling": {"top_p": 1.0}, "licence": "CC0-1.0"}
     arrays = {"model.safetensors": hub.safetensors_bytes({"a.weight": np.ones((3, 2), np.float32), "b": np.arange(4)})}
     index = {"metadata": {}, "weight_map": {"a.weight": "part-1.safetensors", "b": "part-1.safetensors"}}
     shards = {"part-1.safetensors": arrays["model.safetensors"]}
@@ -305,6 +347,14 @@ def readers(tmp_path_factory) -> dict[str, Callable[[], Reader]]:
         "settings of a collection": lambda: Reader(
             written(begin_collection, new()), begin_collection, ("collection.json",)
         ),
+        "transcript": lambda: Reader({"transcript.txt": spoken}, read_transcript),
+        "review file": lambda: Reader({"review-1.csv": review}, read_review, ("review-1.csv",)),
+        "comments": lambda: Reader(
+            {"c.csv": comments}, lambda f: sum(toxic for _, toxic in toxicity.read_comments(f / "c.csv"))
+        ),
+        "transcripts of a collection": lambda: Reader(
+            {"transcripts.jsonl": lines(collected), "collection.json": json.dumps(settings).encode()}, read_collection
+        ),
         "answer of an endpoint": lambda: Reader({"answer.json": json.dumps(said).encode()}, read_answer),
     }  # fmt: skip
 
@@ -315,7 +365,7 @@ NAMES = [
     "arrays", "tokenizers", "safetensors", "an index", "weights of torch", "checkpoint of a Llama",
     "checkpoint of a BERT", "tokenizer of transformers", "GGUF", "list of a whole folder", "scores that are kept",
     "a run", "metrics of a run", "topics", "instructions", "journal", "settings of a collection",
-    "answer of an endpoint",
+    "transcript", "review file", "comments", "transcripts of a collection", "answer of an endpoint",
 ]  # fmt: skip
 
 
