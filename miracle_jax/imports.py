@@ -23,7 +23,7 @@ from miracle_jax import dataset, reading, storage
 from miracle_jax.attributes import UNKNOWN, Schema
 from miracle_jax.command_line import read_pair
 from miracle_jax.dataset import Instance
-from miracle_jax.errors import Problems, UserError
+from miracle_jax.errors import Problems, UserError, printable
 
 COMMAND = "python -m miracle_jax.dataset import"
 SPLITS = ("train", "validation", "test")
@@ -54,7 +54,7 @@ class Written:
     def __init__(self, folder: Path, schema: Schema, source: str, on_error: str):
         self.schema, self._source, self._on_error = schema, source, on_error
         self.counts: dict[str, Counter] = {}
-        """split -> how many instances have a label."""
+        """split -> aspect ids -> instances."""
         self.dialogues: Counter = Counter()
         """split -> number."""
         self.notes: Counter = Counter()
@@ -100,7 +100,7 @@ class Written:
         tag = {a.name: a.aspects[i] for a, i in zip(self.schema.attributes, labels, strict=True) if i != UNKNOWN}
         record = {"input": questions, "output": replies, "personas": topic, "tag": tag or None}
         self._file[split].write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-        self.counts[split][self.schema.describe(labels) or "no label"] += 1
+        self.counts[split][tuple(labels)] += 1
 
     def table(self) -> str:
         """The counts in Markdown."""
@@ -109,8 +109,9 @@ class Written:
         if self.dialogues:
             rows.append(("dialogues", *(f"{self.dialogues[split]:,}" for split in splits)))
         rows.append(("instances", *(f"{self.counts[split].total():,}" for split in splits)))
-        labels = sorted({label for split in splits for label in self.counts[split]})
-        rows += [(f"- {label}", *(f"{self.counts[split][label]:,}" for split in splits)) for label in labels]
+        for labels in sorted({labels for split in splits for labels in self.counts[split]}):
+            name = self.schema.describe(labels) or "no label"
+            rows.append((f"- {name}", *(f"{self.counts[split][labels]:,}" for split in splits)))
         return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
     def noted(self) -> str:
@@ -144,7 +145,7 @@ def run(argv: list[str]) -> str:
         report = f"{written.table()}\n{written.noted()}"
         text = f"# {Path(out).name}\n\n{about}\n\n{made}\n\n{report}"
         (folder / "README.md").write_text(text, encoding="utf-8", errors="backslashreplace")
-    dropped = f"\n{written.problems}\n" * bool(written.problems)
+    dropped = f"\n{printable(str(written.problems))}\n" * bool(written.problems)
     return f"wrote {out}\n\n{report}{dropped}\n{next_step(out, written, own)}"
 
 
@@ -156,7 +157,7 @@ def next_step(out: str, written: Written, own_schema: bool) -> str:
     flags += ["--data.schema", f"{out}/schema.toml"] * own_schema
     command = shlex.join(["python", "-m", "miracle_jax.train", "--config", "configs/tiny.py",
                           "--workdir", f"runs/{Path(out).name}", *flags])  # fmt: skip
-    unlabelled = "no label" in written.counts["train"]
+    unlabelled = written.schema.unknown in written.counts["train"]
     return f"train on it: {command}" + (
         "\nwhat has no label teaches the encoders and the decoder; name labelled files beside it to teach attributes"
         * unlabelled

@@ -39,6 +39,7 @@ from miracle_jax import (
     gguf_file,
     hub,
     human,
+    imports,
     judge,
     model,
     predictions,
@@ -74,6 +75,16 @@ SAID = [
     {"id": "a", "input": ["Hi?"], "output": [], "personality": "lyrical, optimistic", "reply": "By the river."},
     {"id": "b", "input": ["Why?", "So?"], "output": ["Rain."], "personality": "plain", "reply": ""},
 ]
+
+CHAT = [
+    {"messages": [{"role": "system", "content": "Hm"}, {"role": "user", "content": [{"type": "text", "text": "Hi?"}]},
+                  {"role": "assistant", "content": "Well."}], "topic": "rain", "tag": {"attitude": 1}},
+    {"conversations": [{"from": "human", "value": "So?"}, {"from": "gpt", "value": "No."}], "tag": "lyrical"},
+]  # fmt: skip
+PEOPLE = {
+    str(n): {"messages": [[{"text": "Hi", "sender": f"{n}a"}], [{"text": "Yes", "sender": f"{n}b"}]], "prompt": "So?",
+             "ratings": {"witty": "1", "interesting": 5, "upbeat": n}} for n in (1, 3, 8, 9)
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +130,11 @@ def read_tokenizers(folder: Path) -> None:
     made.encoder.context(["Hi? <bos>", "And\0you?"], ["Well."], 12)
     made.decoder.decode(made.decoder.reply("Like rain.", 12))
     made.check(micro.get_config())
+
+
+def imported(kind: str, name: str, *flags: str, folder: Path) -> None:
+    shutil.rmtree(folder / "imported", ignore_errors=True)
+    imports.run([kind, str(folder / name), str(folder / "imported"), *flags])
 
 
 def read_key(folder: Path) -> None:
@@ -288,6 +304,18 @@ def readers(tmp_path_factory) -> dict[str, Callable[[], Reader]]:
             {"a.jsonl": lines([d | {"tag": {"attitude": 1}} for d in DIALOGUES])},
             lambda f: dataset.read_files([(None, f / "a.jsonl")], SCHEMA, reference_required=False),
         ),
+        "the paper's files": lambda: Reader(
+            {"x/dialogue_a.jsonl": lines(DIALOGUES), "x/test.json": lines([DIALOGUES[1] | {"tag": "plain"}])},
+            lambda f: imported("released", "x", folder=f),
+        ),
+        "chat messages": lambda: Reader(
+            {"chat.jsonl": lines(CHAT), "chat.json": json.dumps(CHAT[0], indent=1).encode()},
+            lambda f: [imported("messages", name, "--tag", "plain", folder=f) for name in ("chat.jsonl", "chat.json")],
+        ),
+        "conversations of people": lambda: Reader(
+            {"d.json": json.dumps(PEOPLE).encode()},
+            lambda f: imported("chitchat", "d.json", "--rating", "upbeat", "--levels", "2", folder=f),
+        ),
         "test set": lambda: Reader(
             {"a.jsonl": lines([d | {"tag": [1, 1, 0]} for d in DIALOGUES])},
             read_test_set,
@@ -360,12 +388,13 @@ def readers(tmp_path_factory) -> dict[str, Callable[[], Reader]]:
 
 
 NAMES = [
-    "training data", "training data, skipping", "contexts", "test set", "schema", "predictions",
-    "predictions for people", "filled sheets and key", "config of a run", "model.json", "judges.json", "frozen tokens",
-    "arrays", "tokenizers", "safetensors", "an index", "weights of torch", "checkpoint of a Llama",
-    "checkpoint of a BERT", "tokenizer of transformers", "GGUF", "list of a whole folder", "scores that are kept",
-    "a run", "metrics of a run", "topics", "instructions", "journal", "settings of a collection",
-    "transcript", "review file", "comments", "transcripts of a collection", "answer of an endpoint",
+    "training data", "training data, skipping", "contexts", "the paper's files", "chat messages",
+    "conversations of people", "test set", "schema", "predictions", "predictions for people", "filled sheets and key",
+    "config of a run", "model.json", "judges.json", "frozen tokens", "arrays", "tokenizers", "safetensors", "an index",
+    "weights of torch", "checkpoint of a Llama", "checkpoint of a BERT", "tokenizer of transformers", "GGUF",
+    "list of a whole folder", "scores that are kept", "a run", "metrics of a run", "topics", "instructions", "journal",
+    "settings of a collection", "transcript", "review file", "comments", "transcripts of a collection",
+    "answer of an endpoint",
 ]  # fmt: skip
 
 
