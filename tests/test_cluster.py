@@ -170,12 +170,26 @@ worked = []
 print(list(cluster.spread([5, 6, 7], lambda device, item: worked.append(item) or [item, me])))
 print(worked, file=sys.stderr)
 """
+MEET = """
+import time
+import jax
+from miracle_jax import compiled
+
+def double(x):
+    time.sleep(me)
+    return 2 * x
+
+together, began = cluster.together(jax.jit(double)), time.monotonic()
+print(together(3.0), time.monotonic() - began >= 1, together(4.0), [p.name for p in compiled.PROGRAMS].count("double"))
+"""
 
 
 def test_processes_tell_each_other():
-    first, second = together(TALK)
+    first, second = together(TALK + MEET)
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
-    assert first.stdout.splitlines() == ["[0, 'first'] [0, 10] 0 0", "[[5, 0], [6, 1], [7, 0]]"]
+    said, spread, met = [line for line in first.stdout.splitlines() if not line.startswith("[Gloo]")]
+    assert (said, spread) == ("[0, 'first'] [0, 10] 0 0", "[[5, 0], [6, 1], [7, 0]]")
+    assert met == "6.0 True 8.0 1"  # it waited for the other to compile, and compiled once itself
     assert not [line for line in second.stdout.splitlines() if not line.startswith("[Gloo]")]  # the first alone speaks
     assert "process 1 of 2, waiting" in second.stderr and "[6]" in second.stderr and "[5, 7]" in first.stderr
 
