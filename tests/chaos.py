@@ -36,7 +36,7 @@ FLAGS = [
 ]  # fmt: skip
 MOMENTS = ("start", "step", "save", "validation", "stage 2")
 PATIENCE = 240.0
-"""Seconds that a process may take."""
+"""Seconds in which a process has to say something, or to end."""
 
 
 class Failure(Exception):
@@ -85,11 +85,12 @@ class Training:
             "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }  # fmt: skip
-        self.began, self.before = 0.0, None
+        self.began, self.before, self.heard = 0.0, None, (0, 0.0)
 
     def start(self) -> None:
         self.before = self.metrics()
         self.began = time.monotonic()
+        self.heard = (0, self.began)
         with self.log.open("wb") as log:
             for place in processes.places(self.number):
                 command = [*self.run.command, *(place if self.number > 1 else [])]
@@ -98,7 +99,9 @@ class Training:
                 )
 
     def running(self) -> bool:
-        if time.monotonic() - self.began > PATIENCE:
+        if (size := self.log.stat().st_size) > self.heard[0]:
+            self.heard = (size, time.monotonic())
+        if time.monotonic() - self.heard[1] > PATIENCE:
             self.kill()
             raise Failure(f"hung:\n{self.said()}")
         time.sleep(0.002)

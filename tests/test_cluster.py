@@ -215,13 +215,34 @@ def test_one_that_fails_ends_all_with_its_sentence(mode):
 # ------------------------------------------------------------------------------------------------ training, answering
 
 
+STOPPED_IN_STEP_8 = """
+import os, signal
+from miracle_jax import cluster, preemption, train
+
+agreed, steps = preemption.agreed, iter(range(1, 21))
+
+def stopping(wanted=False):
+    if next(steps) == 8 and not cluster.first():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert preemption._State.noted.wait(60)
+    return agreed(wanted)
+
+preemption.agreed = stopping
+train.main()
+"""
+
+
 @pytest.mark.slow
-def test_two_processes_with_split_parameters_train_as_one_device(tmp_path):
-    """Other meshes, evaluations and baselines are in several_processes.py."""
+def test_two_processes_with_split_parameters_train_as_one_device_though_one_of_them_gets_sigterm(tmp_path):
+    """Other meshes, evaluations and baselines are in several_processes.py, more signals in chaos.py."""
     corpus = micro.write_corpus(tmp_path)
     one = processes.train(tmp_path / "one", corpus)
-    many = processes.train(tmp_path / "many", corpus, "--mesh.fsdp", "4", processes=2, devices=2)
-    processes.assert_same_losses(many, one)
+    many, split = micro.Run(tmp_path / "many", [*corpus, *processes.QUICK]), ("--mesh.fsdp", "4")
+    for process in processes.run("-c", STOPPED_IN_STEP_8, *many.arguments, *split, processes=2, devices=2):
+        assert process.returncode == 75, process.stderr
+        assert "stopped by SIGTERM at step 9 of 20, which is saved; run the same command again" in process.stderr
+    assert [path.name for path in (many.workdir / "checkpoints").iterdir()] == ["9"]
+    processes.assert_same_losses(processes.train(many.workdir, corpus, *split, processes=2, devices=2), one)
 
 
 def test_two_processes_generate_the_file_of_one(tiny_run, tmp_path):
