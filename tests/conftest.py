@@ -23,7 +23,13 @@ def pytest_addoption(parser):
     parser.addoption("--examples", type=int, default=0, help=about)
 
 
+LONGEST = ("train", "cluster", "chaos", "pretrained", "export", "evaluate", "baseline", "mesh", "frozen", "convert")
+"""The files that take half a minute and more. Several processes begin with them, so that all end at the same time."""
+
+
 def pytest_collection_modifyitems(items):
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
     if importlib.util.find_spec("torch"):
         return
     for item in items:
