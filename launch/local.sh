@@ -28,10 +28,10 @@ done
 folder=$(workdir "$@")
 [[ -n $dry_run || -x .venv/bin/python ]] || fail "there is no .venv yet; run bash launch/setup.sh first"
 
-pids=() stopping=""
+pids=() stopping="" told=0
 
 stop() { # once: they save and end; twice: at once
-    stopping=yes
+    stopping=yes told=${#pids[@]}
     kill -TERM "${pids[@]}" 2>/dev/null || true
 }
 
@@ -57,6 +57,8 @@ train() { # starts all processes and waits; the status of the first that failed 
         fi
         pids+=($!)
     done
+    # One that was being started when the others were told to stop.
+    if [[ -n $stopping ]]; then kill -TERM "${pids[@]:told}" 2>/dev/null || true; fi
     local left=(${pids[@]+"${pids[@]}"})
     while [[ ${#left[@]} -gt 0 ]]; do
         for i in "${!left[@]}"; do

@@ -39,4 +39,5 @@ heading "Lint"
 .venv/bin/ruff check .
 
 heading "Tests"
-.venv/bin/python -m pytest -n 2 --dist loadfile "$@"  # two processes, by files, whose fixtures are costly
+# Two processes, by files, whose fixtures are costly, in the order of tests/conftest.py.
+.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -123,6 +123,7 @@ def make_validation(config: Config, batches: Sequence[dict]) -> Callable[[dict],
     """A function from parameters to {"reconstruct", "score"}: both are nats a token over all batches."""
     graphdef = graph_of(config)
 
+    @cluster.together
     @jax.jit
     def sums(params, batch):
         out, weight = nnx.merge(graphdef, params)(batch), losses.row_weight(batch)

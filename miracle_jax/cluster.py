@@ -299,6 +299,33 @@ def collect(value: Any) -> list:
     return [value, *others]
 
 
+def meet() -> None:
+    """Waits until all processes are here."""
+    collect(None)
+    tell(None)
+
+
+def together(function: Callable) -> Callable:
+    """A jitted function over the devices of all processes, as one that all begin at the same time.
+
+    Before it runs for the first time, and with each new shape of its arguments, all have compiled it: what connects
+    processes on CPUs, gloo, gives up when one comes 30 seconds after another, and compiling can differ by more.
+    """
+    if size() == 1:
+        return function
+    compiled = set()
+
+    def call(*arguments, **named):
+        shapes = tuple(getattr(leaf, "shape", leaf) for leaf in jax.tree.leaves((arguments, named)))
+        if shapes not in compiled:
+            function.lower(*arguments, **named).compile()  # which the call below finds
+            meet()
+            compiled.add(shapes)
+        return function(*arguments, **named)
+
+    return call
+
+
 def one_first(call: Callable[[], Any]) -> Any:
     """What `call` returns. The first process calls it alone; the others then find in the caches what that has built."""
     if not first():

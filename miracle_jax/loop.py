@@ -3,6 +3,7 @@
 What it computes is decided by train.py and baseline.py.
 """
 
+import contextlib
 import faulthandler
 import statistics
 import sys
@@ -142,11 +143,12 @@ def take_steps(
             step = int(state["step"])
             if step and (step % settings.eval_every == 0 or step == report.total) and checkpoints.score(step) is None:
                 checkpoints.set_score(step, validation(step))  # it was stopped before or in its validation
-            batches, saved_at = stream(step), time.monotonic()
+            start, batches, saved_at = step, stream(step), time.monotonic()
             batch = next(batches) if step < report.total else None
             while step < report.total:
                 shape = tuple(batch[name].shape[-1] for name in FIELDS if name in batch)
-                state, named = train_step(state, batch)
+                with preemption.nothing_to_save() if step == start else contextlib.nullcontext():
+                    state, named = train_step(state, batch)
                 step += 1
                 with ledger.of("data"):
                     batch = next(batches)  # goes to its devices while they compute the step

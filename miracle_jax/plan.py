@@ -52,7 +52,9 @@ SIZES = {  # the shapes of TinyLlama-1.1B, Llama-3.2-3B and Llama-2-7B
     "3b": Llama(vocab_size=128256, width=3072, depth=28, heads=24, kv_heads=8, mlp=8192, dropout=0.0),
     "7b": Llama(vocab_size=32000, width=4096, depth=32, heads=32, kv_heads=32, mlp=11008, tied=False, dropout=0.0),
 }
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+QUICK = {
+    "xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True, "xla_cpu_use_fusion_emitters": False
+}  # fmt: skip
 """For CPUs: the machine code is never run. The program's arrays and collectives do not depend on it."""
 
 

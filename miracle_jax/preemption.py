@@ -3,7 +3,7 @@
 In an entry point SIGTERM ends the process at once with status 75, "run me again": whatever is half-written counts as
 absent, so there is nothing to wait for. Training has something to save, so there it is only noted; the loop looks for
 it after every step and every batch of validation, in all processes at the same place, saves and ends with the same
-status. A second SIGTERM ends the process at once.
+status. A second SIGTERM ends the process at once, and so does the first before there is a step to save.
 
 The signal is heard in a thread of its own, by way of a pipe: Python runs handlers between two lines of the main thread,
 which may be compiling for minutes.
@@ -84,6 +84,19 @@ def deferred():
         finally:
             _State.deferring = False
             _State.noted.clear()
+
+
+@contextlib.contextmanager
+def nothing_to_save():
+    """In a `deferred` block: SIGTERM ends the process at once while this one runs, in which it may be compiling for
+    longer than the machine is left. Raises Preempted if it came before."""
+    if _State.noted.is_set():
+        raise Preempted("stopped by SIGTERM")
+    _State.deferring = False
+    try:
+        yield
+    finally:
+        _State.deferring = True
 
 
 def agreed(wanted: bool = False) -> tuple[bool, bool]:

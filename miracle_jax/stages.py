@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from miracle_jax import losses, mesh
+from miracle_jax import cluster, losses, mesh
 from miracle_jax.config import Config
 from miracle_jax.cvae import join
 from miracle_jax.examples import Examples
@@ -26,6 +26,7 @@ from miracle_jax.pipeline import by_length
 def encoder_means(graphdef, params, examples: Examples) -> dict[str, np.ndarray]:
     """What frozen encoders make of every text: {"context_mean", "joint_mean"}, (N, D) float32."""
 
+    @cluster.together
     @partial(jax.jit, static_argnames="encoder")
     def means(params, tokens, length, encoder):
         return getattr(nnx.merge(graphdef, params), encoder).bert.mean(tokens, length)
@@ -77,6 +78,7 @@ def warm_up(config: Config, graphdef, params: dict, frozen: dict, data: dict[str
 def prior_means(graphdef, params, batches: Iterable[dict]) -> dict[str, np.ndarray]:
     """The prior's mean of every example: {"z": (N, Z), "labels": (N, A), "turn": (N,)}, filled-up rows left out."""
 
+    @cluster.together
     @jax.jit
     def encode(params, batch):
         prior = nnx.merge(graphdef, params).prior

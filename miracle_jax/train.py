@@ -97,6 +97,7 @@ def make_train_step(config: Config, graphdef, optimizer, key, shardings=None):
             named = losses.parts(out, micro_batch, config.loss, total)
         return losses.weighted_sum(named, config.loss, cycle), named
 
+    @cluster.together
     @partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
     def train_step(state, batch, frozen=NOTHING):
         params, step = state["params"], state["step"]
@@ -133,6 +134,7 @@ def make_validation_step(config: Config, graphdef, shardings=None):
     shardings: as of `make_train_step`.
     """
 
+    @cluster.together
     @jax.jit
     def validation_step(params, batch):
         with mesh.within(shardings):
@@ -397,7 +399,7 @@ def starting_point(config: Config, workdir: Path, random, optimizer, devices):
     start = checkpoints.newest()
     params, named = {}, [part.pretrained for part in (config.encoder, config.decoder) if part.pretrained]
     if not start or frozen_shapes:
-        params = jax.jit(random, out_shardings=layout(jax.eval_shape(random)))()
+        params = cluster.together(jax.jit(random, out_shardings=layout(jax.eval_shape(random))))()
     if params and named:
         params, fresh = pretrained.start_from(config, mesh.fetch(params))
         params = mesh.place(params, layout(params))
@@ -406,7 +408,7 @@ def starting_point(config: Config, workdir: Path, random, optimizer, devices):
         state = checkpoints.restore(start, abstract)
         print(f"resuming from {workdir}/checkpoints/{start}", flush=True)
     else:
-        state = jax.jit(initial, out_shardings=shardings)(trained)
+        state = cluster.together(jax.jit(initial, out_shardings=shardings))(trained)
         what = f"{' and '.join(named)}; random are {', '.join(_modules(fresh))}" if named else "random weights"
         print(f"starting from {what}", flush=True)
     return checkpoints, state, frozen, abstract

@@ -17,7 +17,6 @@ import os
 import random
 import re
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests import micro
+from tests import micro, processes
 
 STEPS, SAVE_EVERY, EVAL_EVERY = 400, 40, 100
 FLAGS = [
@@ -37,13 +36,7 @@ FLAGS = [
 ]  # fmt: skip
 MOMENTS = ("start", "step", "save", "validation", "stage 2")
 PATIENCE = 240.0
-"""Seconds that a process may take."""
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+"""Seconds in which a process has to say something, or to end."""
 
 
 class Failure(Exception):
@@ -92,21 +85,23 @@ class Training:
             "JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         }  # fmt: skip
-        self.began, self.before = 0.0, None
+        self.began, self.before, self.heard = 0.0, None, (0, 0.0)
 
     def start(self) -> None:
         self.before = self.metrics()
-        self.began, coordinator = time.monotonic(), f"127.0.0.1:{free_port()}"
+        self.began = time.monotonic()
+        self.heard = (0, self.began)
         with self.log.open("wb") as log:
-            for i in range(self.number):
-                place = ["--coordinator", coordinator, "--processes", str(self.number), "--process", str(i)]
+            for place in processes.places(self.number):
                 command = [*self.run.command, *(place if self.number > 1 else [])]
                 self.processes.append(
                     subprocess.Popen(command, cwd=micro.ROOT, env=self.environment, stdout=log, stderr=log)
                 )
 
     def running(self) -> bool:
-        if time.monotonic() - self.began > PATIENCE:
+        if (size := self.log.stat().st_size) > self.heard[0]:
+            self.heard = (size, time.monotonic())
+        if time.monotonic() - self.heard[1] > PATIENCE:
             self.kill()
             raise Failure(f"hung:\n{self.said()}")
         time.sleep(0.002)
@@ -132,7 +127,8 @@ class Training:
             file.seek(max(file.seek(0, os.SEEK_END) - 3000, 0))
             for line in reversed(file.read().splitlines()):
                 with contextlib.suppress(ValueError, KeyError):
-                    return json.loads(line)["step"]
+                    if (row := json.loads(line))["split"] == "train":
+                        return row["step"]
         return 0
 
     def saving(self) -> bool:
@@ -186,6 +182,8 @@ class Training:
             if moment == "stage 2" and f"validation at step {STEPS}" in self.said():
                 time.sleep(delay)
                 break
+        if any(process.poll() for process in self.processes):
+            raise Failure(f"ended by itself, statuses {self.ended()}:\n{self.said()}")
         began, which = time.monotonic(), draw.randrange(self.number)
         for i, process in enumerate(self.processes):
             if i == which or moment == "start":  # they would wait for one that never came, for five minutes

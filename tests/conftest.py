@@ -8,10 +8,11 @@ import tempfile
 import micro
 import pytest
 
-# Compiling takes most of the tests' time, and programs this small gain nothing from optimisation. What one test (or a
-# process that it starts) has compiled, others find in the cache.
+# Compiling takes most of the tests' time, and programs this small gain nothing from optimisation, nor from the fusion
+# emitters, which take three times as long. What one test (or a process that it starts) has compiled, others find in the
+# cache.
 COMPILED = tempfile.TemporaryDirectory(prefix="miracle-jax-compiled-")
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", COMPILED.name)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
@@ -22,7 +23,13 @@ def pytest_addoption(parser):
     parser.addoption("--examples", type=int, default=0, help=about)
 
 
+LONGEST = ("train", "cluster", "chaos", "pretrained", "export", "evaluate", "baseline", "mesh", "frozen", "convert")
+"""The files that take half a minute and more. Several processes begin with them, so that all end at the same time."""
+
+
 def pytest_collection_modifyitems(items):
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
     if importlib.util.find_spec("torch"):
         return
     for item in items:

@@ -6,30 +6,35 @@ import subprocess
 import sys
 from pathlib import Path
 
-import micro
 import pytest
 
+from tests import micro
 
-def free_port() -> int:
+
+def environment(devices: int = 1) -> dict[str, str]:
+    """Of a process with so many virtual devices."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+
+
+def places(number: int) -> list[list[str]]:
+    """The flags by which so many processes of one command find each other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+        coordinator = f"127.0.0.1:{free.getsockname()[1]}"
+    return [["--coordinator", coordinator, "--processes", str(number), "--process", str(i)] for i in range(number)]
 
 
 def run(*command, processes: int = 1, devices: int = 1) -> list[subprocess.CompletedProcess]:
     """Runs Python with this command line (`-m`, module, flags) in so many processes, each with so many virtual devices,
     to their ends."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-    env, coordinator = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}, f"127.0.0.1:{free_port()}"
-    running = []
-    for i in range(processes):
-        place = ["--coordinator", coordinator, "--processes", str(processes), "--process", str(i)]
-        running.append(
-            subprocess.Popen(
-                [sys.executable, *map(str, command), *place], env=env, cwd=micro.ROOT,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            )
-        )  # fmt: skip
+    running = [
+        subprocess.Popen(
+            [sys.executable, *map(str, command), *place], env=environment(devices), cwd=micro.ROOT,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for place in places(processes)
+    ]  # fmt: skip
     try:
         said = [process.communicate(timeout=240) for process in running]
     finally:

@@ -170,12 +170,26 @@ worked = []
 print(list(cluster.spread([5, 6, 7], lambda device, item: worked.append(item) or [item, me])))
 print(worked, file=sys.stderr)
 """
+MEET = """
+import time
+import jax
+from miracle_jax import compiled
+
+def double(x):
+    time.sleep(me)
+    return 2 * x
+
+together, began = cluster.together(jax.jit(double)), time.monotonic()
+print(together(3.0), time.monotonic() - began >= 1, together(4.0), [p.name for p in compiled.PROGRAMS].count("double"))
+"""
 
 
 def test_processes_tell_each_other():
-    first, second = together(TALK)
+    first, second = together(TALK + MEET)
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
-    assert first.stdout.splitlines() == ["[0, 'first'] [0, 10] 0 0", "[[5, 0], [6, 1], [7, 0]]"]
+    said, spread, met = [line for line in first.stdout.splitlines() if not line.startswith("[Gloo]")]
+    assert (said, spread) == ("[0, 'first'] [0, 10] 0 0", "[[5, 0], [6, 1], [7, 0]]")
+    assert met == "6.0 True 8.0 1"  # it waited for the other to compile, and compiled once itself
     assert not [line for line in second.stdout.splitlines() if not line.startswith("[Gloo]")]  # the first alone speaks
     assert "process 1 of 2, waiting" in second.stderr and "[6]" in second.stderr and "[5, 7]" in first.stderr
 
@@ -201,13 +215,34 @@ def test_one_that_fails_ends_all_with_its_sentence(mode):
 # ------------------------------------------------------------------------------------------------ training, answering
 
 
+STOPPED_IN_STEP_8 = """
+import os, signal
+from miracle_jax import cluster, preemption, train
+
+agreed, steps = preemption.agreed, iter(range(1, 21))
+
+def stopping(wanted=False):
+    if next(steps) == 8 and not cluster.first():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert preemption._State.noted.wait(60)
+    return agreed(wanted)
+
+preemption.agreed = stopping
+train.main()
+"""
+
+
 @pytest.mark.slow
-def test_two_processes_with_split_parameters_train_as_one_device(tmp_path):
-    """Other meshes, evaluations and baselines are in several_processes.py."""
+def test_two_processes_with_split_parameters_train_as_one_device_though_one_of_them_gets_sigterm(tmp_path):
+    """Other meshes, evaluations and baselines are in several_processes.py, more signals in chaos.py."""
     corpus = micro.write_corpus(tmp_path)
     one = processes.train(tmp_path / "one", corpus)
-    many = processes.train(tmp_path / "many", corpus, "--mesh.fsdp", "4", processes=2, devices=2)
-    processes.assert_same_losses(many, one)
+    many, split = micro.Run(tmp_path / "many", [*corpus, *processes.QUICK]), ("--mesh.fsdp", "4")
+    for process in processes.run("-c", STOPPED_IN_STEP_8, *many.arguments, *split, processes=2, devices=2):
+        assert process.returncode == 75, process.stderr
+        assert "stopped by SIGTERM at step 9 of 20, which is saved; run the same command again" in process.stderr
+    assert [path.name for path in (many.workdir / "checkpoints").iterdir()] == ["9"]
+    processes.assert_same_losses(processes.train(many.workdir, corpus, *split, processes=2, devices=2), one)
 
 
 def test_two_processes_generate_the_file_of_one(tiny_run, tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import ml_dtypes
 import numpy as np
+import processes
 import pytest
 import runs
 import safetensors.numpy
@@ -485,23 +486,18 @@ for folder in folders:
 """
 
 
-def on_devices(number: int) -> dict[str, str]:
-    flags = f"--xla_force_host_platform_device_count={number} --xla_backend_optimization_level=0"
-    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-
-
 def test_an_export_answers_alike_on_other_numbers_of_devices(tiny_model, said, exports):
     """Those of above, in this process, are on one."""
     assert jax.device_count() == 1
     folders = [str(exports("orbax")), str(exports("safetensors"))]
-    processes = [
+    running = [
         subprocess.Popen(
             [sys.executable, "-c", SAY, str(number), json.dumps([CONTEXTS, PERSONALITIES]), *folders],
-            cwd=ROOT, env=on_devices(number), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            cwd=ROOT, env=processes.environment(number), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for number in (2, 8)
     ]  # fmt: skip
-    for process in processes:
+    for process in running:
         output, errors = process.communicate()
         assert process.returncode == 0, errors
         for line in output.splitlines():
@@ -518,7 +514,7 @@ def test_a_run_of_eight_devices_with_split_parameters_is_exported_and_opened_on_
         "--train.eval-every", "2", "--train.save-every", "2", "--train.refit-epochs", "1",
     ]  # fmt: skip
     run = Run(tmp_path / "run", [*tiny_run.flags, *flags])
-    done = subprocess.run(run.command, cwd=ROOT, env=on_devices(8), capture_output=True, text=True)
+    done = subprocess.run(run.command, cwd=ROOT, env=processes.environment(8), capture_output=True, text=True)
     assert done.returncode == 0 and "on 8 cpu device(s)" in done.stdout, done.stderr
     loaded = mj.load(run.workdir)
     assert {len(leaf.devices()) for leaf in jax.tree.leaves(loaded.miracle.decoder.tokens.embedding[...])} == {1}

@@ -102,6 +102,22 @@ def test_sigterm_saves_after_the_step_and_nothing_is_lost(tmp_path, capfd):
     assert taken == list(range(18, 31)) and float(state["params"]) == total_of(range(1, 31))
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_sigterm_while_the_first_step_compiles_ends_at_once(tmp_path, monkeypatch):
+    statuses = []
+
+    def end(status):
+        statuses.append(status)
+        raise SystemExit  # ends the thread that listens
+
+    monkeypatch.setattr(os, "_exit", end)
+    run(tmp_path, terminating_at(1))
+    assert statuses == [75]
+    with pytest.raises(Preempted, match="at step 32 of 40"):
+        run(tmp_path, terminating_at(32), total=40)
+    assert statuses == [75]
+
+
 def test_a_validation_that_sigterm_ended_is_made_up_for(tmp_path):
     calls = []
 

@@ -1,6 +1,5 @@
 """Meshes and layouts. What needs several devices is in eight_devices.py and runs in a process that has eight."""
 
-import os
 import re
 import subprocess
 import sys
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import processes
 import pytest
 
 from miracle_jax import config, mesh
@@ -15,13 +15,9 @@ from miracle_jax.errors import UserError
 
 
 def test_on_eight_virtual_devices():
-    # The partitioning is under test, not the machine code: without LLVM's passes it compiles three times as fast.
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     file = Path(__file__).with_name("eight_devices.py")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file]
-    done = subprocess.run(
-        command, env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}, capture_output=True, text=True
-    )
+    done = subprocess.run(command, env=processes.environment(8), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert re.search(r"\d+ passed", done.stdout) and "skipped" not in done.stdout
 

@@ -59,6 +59,17 @@ def test_what_is_to_be_saved_first_ends_with_the_same_status():
     ]  # fmt: skip
 
 
+def test_it_ends_at_once_what_is_long_and_leaves_nothing_to_save():
+    block = f"""
+    with preemption.deferred():
+        with preemption.nothing_to_save():
+            print('ready', flush=True)
+            {IN_C.format(rounds=300_000_000)}
+    """
+    status, said, took = ended(block)
+    assert status == 75 and said.startswith("SIGTERM: ended, with nothing to save") and took < 5
+
+
 def test_a_second_one_ends_at_once_even_while_python_runs_no_handlers():
     block = f"""
     with preemption.deferred():

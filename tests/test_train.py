@@ -18,6 +18,7 @@ import micro
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+import processes
 import pytest
 from flax import nnx
 from small import CONFIG, SIZES, random_batch
@@ -368,10 +369,9 @@ def test_frozen_data_on_eight_devices_give_the_losses_of_one(four_attributes, tm
     frozen = str(tmp_path / "data.npz")
     dataset.main(["freeze", frozen, "--config", micro.__file__, *single.flags, *SHORT])
     run = micro.Run(tmp_path / "run", ["--data.frozen", frozen])
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, "-c", FROZEN, *run.arguments, *SHORT], cwd=micro.ROOT, capture_output=True, text=True,
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}, timeout=250,
+        env=processes.environment(8), timeout=250,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "on 8 cpu device(s)" in done.stdout
