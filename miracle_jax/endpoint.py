@@ -203,7 +203,7 @@ class Endpoint:
             self._unanswered = 0
             counts["prompt_tokens"] += answer.prompt_tokens
             counts["completion_tokens"] += answer.completion_tokens
-            record["text"] = self._public(answer.text[: responses.LONGEST_TEXT])
+            record["text"] = self._public(answer.text)[: responses.LONGEST_TEXT]
             record["finish"] = self._public(answer.finish)
             try:
                 responses.check(answer)
@@ -272,7 +272,7 @@ class Endpoint:
                     model=settings.model, messages=job.messages, extra_body=parameters
                 )
             self._reached = True
-            return responses.read_answer(response.content)
+            return responses.read_answer(self._without_key(response.content))
         except UserError as error:  # of what is no JSON
             raise responses.Again(self._public(str(error))) from None
         except TimeoutError:
@@ -301,7 +301,7 @@ class Endpoint:
 
     async def _status_error(self, answer: responses.Status) -> Exception:
         endpoint, status = self.settings.endpoint, answer.status
-        said, code = responses.message_of(answer.body)
+        said, code = responses.message_of(self._without_key(answer.body))
         reason = f"status {status}" + f": {self._public(said)}" * bool(said)
         if status in (401, 403):  # what is said may hold a part of the key
             variable = self.settings.key_variable or KEY_VARIABLE
@@ -313,7 +313,7 @@ class Endpoint:
         if status == 402 or code == "insufficient_quota":
             return UserError(f"{endpoint} wants to be paid first ({reason}); run the same command then")
         if status < 400:
-            to = self._public(first_line(answer.headers.get("location", "")))
+            to = first_line(ValueError(self._public(answer.headers.get("location", ""))))
             return UserError(f"{endpoint} redirects to {to!r} (status {status}); give the URL to ask as --endpoint")
         if status in (408, 409, 429) or status >= 500:
             return responses.Again(reason, responses.retry_after(answer.headers))
@@ -331,4 +331,7 @@ class Endpoint:
         return f"; it has {self._public(', '.join(names))[:500]}" if names else "; the URL often ends in /v1"
 
     def _public(self, text: str) -> str:
-        return text.replace(self._key, "[key]") if len(self._key) >= SHORTEST_KEY else text
+        return self._without_key(text.encode(errors="surrogatepass")).decode(errors="surrogatepass")
+
+    def _without_key(self, text: bytes) -> bytes:
+        return text.replace(self._key.encode(), b"[key]") if len(self._key) >= SHORTEST_KEY else text

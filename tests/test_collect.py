@@ -175,7 +175,7 @@ def test_aspects_are_balanced_and_topics_disjoint_wherever_it_stops():
 def test_the_key_is_nowhere(run, tmp_path, monkeypatch):
     """Also where the server repeats it, redirects to another, and the library tells all that it does."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    echo = json.dumps({"error": {"message": f"no: {KEY}", "code": KEY}})
+    echo = json.dumps({"error": {"message": f"no: {KEY}{'.' * 180}{KEY}", "code": KEY}})
     content = loopback._completion(f"I heard {KEY}.", "x")
     kinds = [Sent(echo, 400), Sent(echo, 500), Sent(content), Sent(KEY, 500), ""]
     jobs, said = {}, ""
@@ -188,7 +188,7 @@ def test_the_key_is_nowhere(run, tmp_path, monkeypatch):
         assert process.returncode == 0 and "HTTP Response" in said
         assert {asked.key for asked in server.asked} == {f"Bearer {KEY}"}
         failed = [record for record in records(tmp_path / "out") if record["status"] == "failed"]
-        assert "status 400: no: [key]" in {record["reason"] for record in failed}
+        assert any(record["reason"].startswith("status 400: no: [key]....") for record in failed)
         assert "I heard [key]." in {record["text"] for record in failed}
         for status in (401, 403, 404, 402):
             server.fault = lambda asked, status=status: Sent(echo, status)
@@ -203,7 +203,7 @@ def test_the_key_is_nowhere(run, tmp_path, monkeypatch):
             said += "".join(texts)
     files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 8
-    assert KEY not in said and not any(KEY.encode() in file for file in files)
+    assert KEY[:12] not in said and not any(KEY[:12].encode() in file for file in files)
     with pytest.raises(UserError) as refused:
         monkeypatch.setenv("OTHER", KEY + " é")
         endpoint.Settings(endpoint="http://127.0.0.1/v1", model="x", key_variable="OTHER").check()
