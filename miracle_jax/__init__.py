@@ -7,6 +7,18 @@ The files, in the order in which a sentence travels:
     errors.py        a user's mistake is one sentence
     reading.py       files that others wrote
     attributes.py    the schema: attributes and their aspects
+    instructions.py  what a language model is asked for
+    endpoint.py      a language model that is asked; responses.py reads what it sends
+    journal.py       one record a job, durable
+    asking.py        many jobs, each answered once
+    collect.py       dialogues by a language model                      python -m miracle_jax.collect
+    transcripts.py   what it wrote -> turns
+    cleaning.py      rules, duplicates, language
+    aspects.py       judges in two rounds; reviews.py is people's part
+    toxicity.py      toxic dialogues
+    card.py          the data card
+    clean.py         a collection -> a corpus                           python -m miracle_jax.clean
+    imports.py       other people's dialogues; messages.py and chitchat.py read them
     dataset.py       JSONL -> validated instances                       python -m miracle_jax.dataset
     dialogues.py     instances -> a TFDS (ArrayRecord) dataset
     storage.py       files and folders that are whole or absent
@@ -51,6 +63,7 @@ The files, in the order in which a sentence travels:
     word_judges.py   such classifiers that need no checkpoint
     scores.py        all that is measured on replies
     predictions.py   replies of any system to a test set
+    prompting.py     replies of a language model that is told           python -m miracle_jax.prompting
     systems.py       what is compared: runs in variants, files of replies
     significance.py  how sure a figure is
     tables.py        the report; figures.py draws it
@@ -58,6 +71,7 @@ The files, in the order in which a sentence travels:
     baseline.py      decoders without a latent, to be beaten            python -m miracle_jax.baseline
     ablation.py      the model without its parts                        python -m miracle_jax.ablation
     human.py         sheets for annotators, and their scores            python -m miracle_jax.human
+    sheets.py        CSV that people fill in
     export.py        models out                                         python -m miracle_jax.export
     convert.py       checkpoints of the paper's code in                 python -m miracle_jax.convert
     env.py           what a bug report needs                            python -m miracle_jax.env

@@ -77,6 +77,11 @@ class Schema:
         """Number of aspects of each attribute."""
         return tuple(len(a.aspects) for a in self.attributes)
 
+    @property
+    def unknown(self) -> tuple[int, ...]:
+        """The ids where nothing is known."""
+        return (UNKNOWN,) * len(self.attributes)
+
     def attribute_index(self, name: str) -> int:
         if not isinstance(name, str):
             raise UserError(f"an attribute is named by text, not {name!r}; there are {', '.join(self.names)}")

@@ -24,7 +24,8 @@ class Data:
     """Where dialogues come from and how they become batches."""
 
     train: tuple[str, ...] = ()
-    """Training files, `attribute=path.jsonl` each. Empty: the bundled corpus."""
+    """Training files, `attribute=path.jsonl` each, or a path alone, where the lines name their attributes in `tag`
+    (null: none is known). Empty: the bundled corpus."""
     validation: tuple[str, ...] = ()
     """Validation files, written as `train`. Empty: the bundled corpus, when `train` is empty too."""
     schema: str = ""

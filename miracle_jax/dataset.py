@@ -2,9 +2,10 @@
 
     python -m miracle_jax.dataset --config configs/tiny.py [--data.train attitude=a.jsonl ...]
     python -m miracle_jax.dataset freeze OUT.npz --config configs/tiny.py [--data.train attitude=a.jsonl ...]
+    python -m miracle_jax.dataset import KIND SOURCE OUT [--flag ...]
 
 The first shows what is in a dataset and what the model will see of it; the second writes it as token arrays, with which
-training needs neither TFDS nor Grain.
+training needs neither TFDS nor Grain; the third makes files of this form of files of another (imports.py).
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from miracle_jax import config, hub, reading, storage
-from miracle_jax.attributes import UNKNOWN, Schema
+from miracle_jax.attributes import Schema
 from miracle_jax.errors import Problems, UserError, one_sentence
 from miracle_jax.reading import kind
 
@@ -122,7 +123,8 @@ def read_files(
 
     Args:
       files: with an attribute, every line's `tag` is an aspect id or name of it. Without, `tag` is a list in schema
-        order (null: unknown) or a mapping from attribute to aspect.
+        order (null: unknown), a mapping from attribute to aspect, or null: a dialogue of which no aspect is known,
+        from which everything but the attributes is learned.
       on_error: the value of data.on_error. "stop" raises UserError with all problems of all files; "skip" drops
         malformed lines and logs how many. Empty: as "stop", where there is no such flag to name.
       reference_required: False admits contexts to answer: one reply fewer than questions, and no `tag`.
@@ -150,16 +152,16 @@ def read_bytes(
     names = ", ".join(str(path) for _, path, _ in files)
     if problems:
         if on_error != "skip":
-            found = f"{_count(problems.count, 'problem')} in {_count(dropped, 'line')} of the data"
+            found = f"{count(problems.count, 'problem')} in {count(dropped, 'line')} of the data"
             remedy = "mend them, or drop the lines with --data.on-error skip" if on_error else "mend them"
             raise UserError(f"{found}; {remedy}:\n{problems}")
-        logging.getLogger("miracle_jax").warning("%s dropped:\n%s", _count(dropped, "malformed line"), problems)
+        logging.getLogger("miracle_jax").warning("%s dropped:\n%s", count(dropped, "malformed line"), problems)
     if not instances:
         raise UserError(f"no instances in {names}; expected one JSON object a line")
     return instances, dropped
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
@@ -171,6 +173,14 @@ def _parse(
         record = reading.parse(line)
     except UserError as error:
         return None, [f"{error}; expected one JSON object a line, in UTF-8"]
+    return instance_of(record, schema, attribute, reference_required)
+
+
+def instance_of(
+    record, schema: Schema, attribute: int | None, reference_required: bool = True
+) -> tuple[Instance | None, list[str]]:
+    """The instance that a JSON value is, or what is wrong with it. attribute: the index of the one that `tag` is of;
+    None: `tag` names its attributes."""
     if not isinstance(record, dict):
         return None, [f"this is {kind(record)}; expected a JSON object with input, output and tag"]
 
@@ -185,7 +195,7 @@ def _parse(
     replies = _turns(record, "output", problems)
     topic = _text(record, "personas", problems)
     name = _text(record, "id", problems)
-    labels = _labels(record["tag"], schema, attribute, problems) if "tag" in record else (UNKNOWN,) * len(schema.names)
+    labels = labels_of(record["tag"], schema, attribute, problems) if "tag" in record else schema.unknown
     if questions == ():
         problems.append("'input' is empty; expected at least one question")
     elif questions and replies is not None:
@@ -235,7 +245,7 @@ def is_unicode(text: str) -> bool:
     return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
-def _labels(tag, schema: Schema, attribute: int | None, problems: list[str]) -> tuple[int, ...]:
+def labels_of(tag, schema: Schema, attribute: int | None, problems: list[str]) -> tuple[int, ...]:
     """The aspect id of every attribute, -1 where `tag` does not tell."""
     if attribute is not None:
         if isinstance(tag, list | dict):
@@ -246,6 +256,8 @@ def _labels(tag, schema: Schema, attribute: int | None, problems: list[str]) -> 
             )
             return ()
         tag = {schema.names[attribute]: tag}
+    elif tag is None:
+        return schema.unknown
     elif isinstance(tag, list):
         if len(tag) != len(schema.names):
             problems.append(
@@ -256,10 +268,10 @@ def _labels(tag, schema: Schema, attribute: int | None, problems: list[str]) -> 
     elif not isinstance(tag, dict):
         problems.append(
             f"'tag' is {kind(tag)}; expected a list in the order {', '.join(schema.names)} or a mapping from "
-            "attribute to aspect (a file with one attribute is named attribute=path)"
+            "attribute to aspect, or null where none is known (a file with one attribute is named attribute=path)"
         )
         return ()
-    labels = [UNKNOWN] * len(schema.names)
+    labels = list(schema.unknown)
     for name, aspect in tag.items():
         try:
             index = schema.attribute_index(name)
@@ -267,19 +279,22 @@ def _labels(tag, schema: Schema, attribute: int | None, problems: list[str]) -> 
         except UserError as error:
             problems.append(f"'tag': {error}")
     if not tag:
-        problems.append("'tag' names no aspect; expected at least one")
+        problems.append("'tag' names no aspect; expected at least one, or null where none is known")
     return tuple(labels)
 
 
 def main(argv: list[str] | None = None) -> None:
-    from miracle_jax import examples, overview, pipeline  # they import this module
+    from miracle_jax import examples, imports, overview, pipeline  # they import this module
     from miracle_jax.command_line import read_config
 
     argv = sys.argv[1:] if argv is None else argv
     with one_sentence():
         command, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("show", argv)
+        if command == "import":
+            print(imports.run(rest))
+            return
         if command not in ("show", "freeze"):
-            raise UserError(f"unknown command {command!r}; there are show and freeze OUT.npz")
+            raise UserError(f"unknown command {command!r}; there are show, freeze OUT.npz and import KIND SOURCE OUT")
         out = ""
         if command == "freeze" and not {"-h", "--help"} & set(rest):
             if not rest or rest[0].startswith("-"):

@@ -19,6 +19,8 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 
 PARTS = (".safetensors", ".bin", "")
 """What the files that an index names end in; what has no ending is read as a .bin is."""
+PACKAGE = "package:"
+"""Before the name of a file in an installed package."""
 NUMBERS = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL")
 """Types of safetensors that are read. What has fewer bits needs scales, which other programs keep elsewhere."""
 
@@ -42,18 +44,8 @@ def locate(name: str, field: str) -> Path:
 
     field: the config field that names it, for messages.
     """
-    if name.startswith("package:"):
-        package, _, inside = name.removeprefix("package:").partition("/")
-        found = importlib.util.find_spec(package) if package.isidentifier() else None
-        if found is None:
-            raise UserError(f"{field} {name}: the package {package} is not installed; run bash launch/pretrained.sh")
-        paths = [Path(place) / inside for place in found.submodule_search_locations or ()]
-        if not any(path.exists() for path in paths):
-            raise UserError(
-                f"{field} {name}: the installed package {package} has no {inside}; bash launch/pretrained.sh installs "
-                "the version that has it"
-            )
-        return next(path for path in paths if path.exists())
+    if name.startswith(PACKAGE):
+        return in_package(name, field, "bash launch/pretrained.sh")
     path = Path(name).expanduser()
     if path.exists():
         return path
@@ -62,9 +54,24 @@ def locate(name: str, field: str) -> Path:
     return _from_hub(name, field)
 
 
+def in_package(name: str, field: str, install: str) -> Path:
+    """What package:NAME/PATH names inside an installed package, none of whose code runs. install: the command."""
+    package, _, inside = name.removeprefix(PACKAGE).partition("/")
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    if found is None:
+        raise UserError(f"{field} {name}: the package {package} is not installed; run {install}")
+    paths = [Path(place) / inside for place in found.submodule_search_locations or ()]
+    if not any(path.exists() for path in paths):
+        raise UserError(
+            f"{field} {name}: the installed package {package} has no {inside}; {install} installs the version that "
+            "has it"
+        )
+    return next(path for path in paths if path.exists())
+
+
 def on_hub(name: str) -> bool:
     """Whether a name means a hub repository, by its form and since there is no such place on this machine."""
-    local = name.startswith(("package:", ".", "/", "~")) or name.endswith(".gguf") or name.count("/") > 1
+    local = name.startswith((PACKAGE, ".", "/", "~")) or name.endswith(".gguf") or name.count("/") > 1
     return bool(name) and not local and not Path(name).exists()
 
 

@@ -16,21 +16,18 @@ text that a spreadsheet program could take for a formula, and one that itself be
 apostrophe more in front; drop the first apostrophe of a cell to have the text back.
 """
 
-import codecs
-import csv
 import hashlib
 import html
-import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from string import Template
 
 import numpy as np
 
-from miracle_jax import reading, storage
+from miracle_jax import reading, sheets, storage
 from miracle_jax.command_line import parse, split_words
 from miracle_jax.errors import UserError, one_sentence, refuse
 from miracle_jax.predictions import Prediction, read_systems
@@ -52,8 +49,6 @@ COLUMNS = {
     "reply": "B's answer to A's last line",
     **{name: f"{question} {LOW} (not at all) to {HIGH} (fully)" for name, question in CRITERIA.items()},
 }
-FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")
-"""What a spreadsheet program takes for the start of a formula, in the wide forms too."""
 CONSONANTS = "BCDFGHJKLMNPQRSTVWXZ"
 """The letters of item codes, which no program takes for a number, a date or a truth value."""
 CODE_LENGTH = 5
@@ -140,22 +135,11 @@ def _row(code: str, prediction: Prediction) -> tuple[str, str, str, str]:
 
 
 def _sheet(rows: Iterable[Sequence[str]]) -> bytes:
-    lines = [_head(), *(_line(row) + "," * len(CRITERIA) for row in rows)]
-    return codecs.BOM_UTF8 + "".join(line + "\r\n" for line in lines).encode()
+    return sheets.content([_head(), *(sheets.line(row) + "," * len(CRITERIA) for row in rows)])
 
 
 def _head() -> str:
-    return _line(f"{name}: {about}" if about else name for name, about in COLUMNS.items())
-
-
-def _line(cells: Iterable[str]) -> str:
-    """Cells as CSV. The csv module would leave some line breaks without quotes."""
-    return ",".join('"' + _guarded(cell).replace('"', '""') + '"' for cell in cells)
-
-
-def _guarded(text: str) -> str:
-    """The text, with an apostrophe in front where it could become a formula or begins with one."""
-    return f"'{text}" if text.startswith("'") or text.lstrip().startswith(FORMULA) else text
+    return sheets.line(f"{name}: {about}" if about else name for name, about in COLUMNS.items())
 
 
 def _page(sheet: int, rows: Sequence[Sequence[str]]) -> bytes:
@@ -178,7 +162,7 @@ def _section(number: int, row: Sequence[str]) -> str:
     code, context, personality, reply = map(html.escape, row)
     scales = "".join(_scale(code, criterion) for criterion in CRITERIA)
     return (
-        f'<section data-line="{html.escape(_line(row))}">\n<h2>{number}. {code}</h2>\n'
+        f'<section data-line="{html.escape(sheets.line(row))}">\n<h2>{number}. {code}</h2>\n'
         f'<p class="context">{context}</p>\n<p><b>Personality:</b> {personality}</p>\n'
         f'<p class="reply"><b>Reply:</b> {reply}</p>\n{scales}\n</section>'
     )
@@ -258,7 +242,7 @@ def _ratings(path: str, key: Key) -> tuple[dict[str, list[float]], list[str]]:
     ratings, lines, problems = {}, {}, []
     content = storage.read(path)
     try:
-        for line, row in _rows(content):
+        for line, row in sheets.rows(content, ("item", *CRITERIA)):
             code = row["item"]
             if code not in key.items:
                 problems.append(f"{path}:{line}: there is no item {code!r} in these sheets")
@@ -278,32 +262,6 @@ def _ratings(path: str, key: Key) -> tuple[dict[str, list[float]], list[str]]:
     if not problems and np.isnan(list(ratings.values())).all():
         problems.append(f"{path}:1: no item is rated")
     return ratings, problems
-
-
-def _rows(content: bytes) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line, {column: cell}) of every row that is not blank. Raises UserError, which begins with the line."""
-    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    text = content.decode("utf-16" if wide else "utf-8-sig", "replace").replace("\r\n", "\n").replace("\r", "\n")
-    line = 1
-    try:
-        names, delimiter = _columns(text.partition("\n")[0])
-        reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
-        for cells in reader:
-            cells = [cell.strip() for cell in cells]
-            if line > 1 and any(cells):
-                yield line, dict(zip(names, cells + [""] * len(names), strict=False))
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(f"{line}: {error}; save the sheet as CSV once more") from None
-
-
-def _columns(head: str) -> tuple[list[str], str]:
-    """The names of the columns, and what divides them."""
-    for delimiter in ",;\t":
-        names = [cell.partition(":")[0].strip().lower() for cell in next(csv.reader([head], delimiter=delimiter))]
-        if all(names.count(name) == 1 for name in ("item", *CRITERIA)):
-            return names, delimiter
-    raise UserError(f"1: expected a sheet as CSV, whose first line names the columns item, {', '.join(CRITERIA)}")
 
 
 def evaluate(key: Key, ratings: Mapping[str, Sequence[float]]) -> dict:

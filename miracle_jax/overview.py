@@ -5,13 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from miracle_jax import dataset, dialogues, pipeline
-from miracle_jax.attributes import Schema
+from miracle_jax.attributes import UNKNOWN, Schema
 from miracle_jax.config import Config
 from miracle_jax.examples import Examples, Limits, TokenisedDialogues
 from miracle_jax.tokenizers import Tokenizers, load_or_train
 
 BARS = 12
 """Most rows of a histogram."""
+NO_LABEL = "no label"
 UNLIMITED = (2**30, 2**30, 2**30)
 
 
@@ -40,16 +41,21 @@ def describe(config: Config) -> str:
     )
 
 
-def count_dialogues(instances: Sequence[dataset.Instance], attribute: int) -> tuple[int, int, float]:
+def labelled(instances: Sequence[dataset.Instance], attribute: int | None) -> list[dataset.Instance]:
+    """Those that are labelled for an attribute; None: those without a label."""
+    if attribute is None:
+        return [i for i in instances if set(i.labels) == {UNKNOWN}]
+    return [i for i in instances if i.labels[attribute] != UNKNOWN]
+
+
+def count_dialogues(instances: Sequence[dataset.Instance], attribute: int | None) -> tuple[int, int, float]:
     """Dialogues, turns (a question with its reply) and mean words of a reply, as in the paper's Table 7.
 
-    Of the instances that are labelled for `attribute`. An instance holds its dialogue up to one turn; a dialogue is
-    what no other instance continues, and a turn that several instances repeat counts once.
+    Of the instances that are `labelled` so. An instance holds its dialogue up to one turn; a dialogue is what no other
+    instance continues, and a turn that several instances repeat counts once.
     """
     paths = {
-        (i.topic, i.labels, tuple(zip(i.questions, i.replies, strict=True)))
-        for i in instances
-        if i.labels[attribute] >= 0
+        (i.topic, i.labels, tuple(zip(i.questions, i.replies, strict=True))) for i in labelled(instances, attribute)
     }
     turns = {(topic, labels, path[:n]) for topic, labels, path in paths for n in range(1, len(path) + 1)}
     continued = {(topic, labels, path[:-1]) for topic, labels, path in turns}
@@ -58,22 +64,26 @@ def count_dialogues(instances: Sequence[dataset.Instance], attribute: int) -> tu
 
 
 def table7(train: Sequence[dataset.Instance], validation: Sequence[dataset.Instance], schema: Schema) -> str:
-    """The columns of the paper's Table 7, one row an attribute."""
+    """The columns of the paper's Table 7, one row an attribute, and one for instances without a label, if any."""
     rows = [("dataset", "dialogues", "turns", "avg. words")]
-    for attribute, name in enumerate(schema.names):
+    without = [(None, NO_LABEL)] * any(labelled(part, None) for part in (train, validation))
+    for attribute, name in [*enumerate(schema.names), *without]:
         a, b = count_dialogues(train, attribute), count_dialogues(validation, attribute)
         rows.append((name.replace("_", " "), f"{a[0]:,}/{b[0]:,}", f"{a[1]:,}/{b[1]:,}", f"{a[2]:.2f}/{b[2]:.2f}"))
     return _columns(rows)
 
 
 def aspect_table(train: Sequence[dataset.Instance], validation: Sequence[dataset.Instance], schema: Schema) -> str:
-    """Instances of every aspect."""
+    """Instances of every aspect, and those without a label, if any."""
     rows = [("attribute", "id", "aspect", "instances")]
     for index, attribute in enumerate(schema.attributes):
         for aspect, name in enumerate(attribute.aspects):
             counts = (sum(i.labels[index] == aspect for i in part) for part in (train, validation))
             shown = "/".join(f"{count:,}" for count in counts)
             rows.append((attribute.name.replace("_", " "), str(aspect), name, shown))
+    without = [len(labelled(part, None)) for part in (train, validation)]
+    if any(without):
+        rows.append((NO_LABEL, "", "", "/".join(f"{count:,}" for count in without)))
     return _columns(rows)
 
 
@@ -113,7 +123,7 @@ def example(instances: Sequence[dataset.Instance], examples: Examples, tokenizer
     context, joint, reply, *prompt = (ids.tolist() for ids in examples.tokens([chosen])[0])
     seen = [f"\nbefore it, {len(ids)} tokens: {tokenizers.decoder.decode(ids, specials=True)!r}" for ids in prompt]
     return (
-        f"personality: {schema.describe(instances[chosen].labels)}\n"
+        f"personality: {schema.describe(instances[chosen].labels) or 'not known'}\n"
         f"prior encoder, {len(context)} tokens: {tokenizers.encoder.decode(context)}\n"
         f"posterior encoder, {len(joint)} tokens: {tokenizers.encoder.decode(joint)}\n"
         f"decoder, {len(reply)} tokens: {tokenizers.decoder.decode(reply, specials=True)}{''.join(seen)}"

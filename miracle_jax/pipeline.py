@@ -124,7 +124,8 @@ def collate(
 class Batches:
     """The training batches: `batches[step]` for any step >= 0, a pure function of the seed and the step.
 
-    Each micro-batch holds every attribute in proportion to its instances, and at least once. Within an attribute the
+    Each micro-batch holds every attribute in proportion to its instances, and at least once; instances of which no
+    aspect is known are drawn as those of one more attribute. Within an attribute the
     instances of an epoch are shuffled, then sorted by bucket, and micro-batch k takes the k-th slice of every
     attribute, so micro-batches hold instances of similar length; the bucket of a step is the largest that one of its
     rows needs. Then the steps are shuffled. An attribute with fewer instances than places repeats some.
@@ -160,11 +161,14 @@ class Batches:
         for attribute in np.setdiff1d(np.flatnonzero(known.any(axis=0)), rarest):
             # It occurs only beside rarer ones; every second of its instances is drawn for its sake.
             rarest[np.flatnonzero(known[:, attribute])[1::2]] = attribute
+        rarest[~known.any(axis=1)] = known.shape[1]
         self._strata = [np.flatnonzero(rarest == attribute) for attribute in np.unique(rarest)]
         if len(self._strata) > rows:
+            attributes = int(known.any(axis=0).sum())
+            others = " and instances without one" if len(self._strata) > attributes else ""
             raise UserError(
-                f"the data has {len(self._strata)} attributes, but a micro-batch (train.batch_size / train.accumulate) "
-                f"only {rows} instances; each attribute needs one"
+                f"the data has {attributes} attributes{others}, but a micro-batch (train.batch_size / "
+                f"train.accumulate) only {rows} instances; each attribute needs one"
             )
         self._quotas = _quotas([len(s) for s in self._strata], rows, self.steps_per_epoch * accumulate)
         # Two, because prefetching threads work on the end of an epoch and the start of the next.

@@ -4,6 +4,7 @@ import codecs
 import contextlib
 import io
 import json
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,9 @@ LONGEST_NAME = 255
 LONGEST = 2**25
 """Bytes of one JSON text. Parsed, a text can take thirty times its size, so this bounds it to a gigabyte; a context of
 1 MB has room, also with every character escaped, which takes six bytes (\\u0000)."""
+
+BLANK = re.compile(rb"[ \t\r\n]*")
+DECODER = json.JSONDecoder()
 
 
 def regular(path: str | Path) -> Path:
@@ -81,6 +85,76 @@ def lines(text: bytes) -> Iterator[tuple[int, bytes]]:
     for number, line in enumerate(io.BytesIO(text.removeprefix(codecs.BOM_UTF8)), 1):
         if line.strip():
             yield number, line.rstrip(b"\r\n")
+
+
+def begins(text: bytes) -> bytes:
+    """The first byte that is not blank, empty if there is none."""
+    text = text[:LONGEST].removeprefix(codecs.BOM_UTF8)
+    return text[BLANK.match(text).end() :][:1]
+
+
+def entries(text: bytes, where: str | Path) -> Iterator[tuple[int, str, Any]]:
+    """(line, name, value) of every entry of one JSON array or object, which may be longer than LONGEST: an entry is
+    parsed when it is asked for. name: empty in an array.
+
+    where: the file, for messages. Raises UserError with the line, where the text is no such thing.
+    """
+    text = text.removeprefix(codecs.BOM_UTF8)
+    place, line = 0, 1
+
+    def wrong(why):
+        return UserError(f"{where}:{line}: invalid JSON: {why}")
+
+    def skip(to):
+        """Goes there, and on to the next character that is not blank, which it returns."""
+        nonlocal place, line
+        blank = BLANK.match(text, to).end()
+        line += text.count(b"\n", place, blank)
+        place = blank
+        return text[place : place + 1]
+
+    def value():
+        """The value that begins here, read from as few bytes as hold it."""
+        size = 2**10
+        while True:
+            some, whole = text[place : place + size], place + size >= len(text)
+            chars = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode(some, whole)
+            try:
+                found, end = DECODER.raw_decode(chars)
+                if end < len(chars) or whole:  # "12" may go on
+                    return found, place + len(chars[:end].encode())
+            except json.JSONDecodeError as error:
+                if whole:
+                    raise wrong(error.msg) from None
+            except UnicodeEncodeError as error:
+                raise wrong(f"byte 0x{ord(chars[error.start]) - 0xDC00:02x} is not UTF-8") from None
+            except (RecursionError, ValueError) as error:  # nested too deeply; an integer of thousands of digits
+                raise wrong(error) from None
+            if size >= LONGEST:
+                raise wrong(f"no entry ends within {LONGEST:,} bytes, and at most so many are read")
+            size *= 2
+
+    closing = {b"[": b"]", b"{": b"}"}.get(skip(0))
+    if closing is None:
+        raise wrong("expected an array or an object")
+    last = skip(place + 1) == closing
+    while not last:
+        name, began = "", line
+        if closing == b"}":
+            name, end = value()
+            if not isinstance(name, str) or skip(end) != b":":
+                raise wrong("expected a name in quotes, and a colon")
+            skip(place + 1)
+        found, end = value()
+        after = skip(end)
+        if after not in (b",", closing):
+            raise wrong(f"expected a comma or {closing.decode()}")
+        yield began, name, found
+        last = after == closing
+        if not last:
+            skip(place + 1)
+    if skip(place + 1):
+        raise wrong("there is more after its end")
 
 
 def metrics(path: str | Path) -> list[dict[str, Any]]:

@@ -136,9 +136,11 @@ def fit(
 
 def head_accuracy(heads_graph, params, data: dict[str, np.ndarray], names: tuple[str, ...]) -> dict:
     """Accuracy on the prior means of contexts: per attribute, their mean, and per turn (contexts of a first turn
-    carry no aspect, since nothing was answered yet)."""
+    carry no aspect, since nothing was answered yet). Empty where none has a label."""
     guess = np.argmax(np.asarray(nnx.merge(heads_graph, mesh.fetch(params))(jnp.asarray(data["z"]))), axis=-1)
     known = data["labels"] >= 0
+    if not known.any():
+        return {}
     right = (guess == data["labels"]) & known
     per_attribute = {
         name: float(right[:, a].sum() / known[:, a].sum()) for a, name in enumerate(names) if known[:, a].any()

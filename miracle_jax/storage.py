@@ -80,9 +80,12 @@ def replacing(path: str | Path):
 
 
 @contextlib.contextmanager
-def locked(folder: Path):
+def locked(folder: Path, flag: str = "--workdir"):
     """The folder, made if need be, belongs to this process while the block runs. Raises UserError when it belongs to
-    another. The lock is the operating system's: it ends with the process, however that ends."""
+    another. The lock is the operating system's: it ends with the process, however that ends.
+
+    flag: that names the folder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+") as file:
         try:
@@ -92,9 +95,7 @@ def locked(folder: Path):
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 file.seek(0)
                 holder = file.read() or "another process"
-                raise UserError(
-                    f"{folder} is in use by {holder}; wait for its end, or give another --workdir"
-                ) from None
+                raise UserError(f"{folder} is in use by {holder}; wait for its end, or give another {flag}") from None
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # file systems that know no locks
                 raise
         file.truncate(0)
@@ -111,14 +112,14 @@ NO_ROOM = re.compile("No space left on device|Disk quota exceeded|File too large
 
 
 @contextlib.contextmanager
-def disk_errors(what: str):
+def disk_errors(what: str, intact: str = "earlier checkpoints are intact"):
     """Turns a full or read-only disk, and a quota that is used up, into a sentence. what: is written in the block."""
     try:
         yield
     except (OSError, ValueError, RuntimeError) as error:
         if said := NO_ROOM.search(str(error)):
             raise UserError(
-                f"{what} could not be written: {said[0]}; earlier checkpoints are intact; free some space, or make the "
+                f"{what} could not be written: {said[0]}; {intact}; free some space, or make the "
                 "folder writable, and run the same command again"
             ) from error
         raise

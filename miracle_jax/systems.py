@@ -97,6 +97,9 @@ def read_test_set(data: str, schema: Schema, per_personality: int, seed: int) ->
     ids = [instance.id or str(number) for number, instance in enumerate(instances)]
     if repeated := sorted(i for i, times in Counter(ids).items() if times > 1):
         raise UserError(f"{data} has several instances with the id {', '.join(repeated[:20])}; number them anew")
+    unknown = [i for i, instance in zip(ids, instances, strict=True) if instance.labels == schema.unknown]
+    if unknown:
+        raise UserError(f"{data}: no aspect of id {unknown[0]} is known, so nothing tells what to ask for; remove it")
     long = [i for i, instance in zip(ids, instances, strict=True) if len(instance.replies[-1]) > LONGEST_REPLY]
     if long:
         raise UserError(f"{data}: the reply of id {long[0]} has more than {LONGEST_REPLY:,} characters; cut it")

@@ -349,12 +349,17 @@ def _train(config: Config, workdir: Path, held: contextlib.ExitStack) -> dict:
     seen = prior_means(graphdef, params, validation)
     accuracy = {"joint": head_accuracy(heads_graph, params["heads"], seen, names)}
     refitted = params["heads"]
-    if config.train.refit_epochs:
+    if config.train.refit_epochs and (corpus.train.labels >= 0).any():
         learned_from = prior_means(graphdef, params, in_order(corpus.train, columns["train"]))
+        labelled = (learned_from["labels"] >= 0).any(axis=1)
+        learned_from = {name: column[labelled] for name, column in learned_from.items()}
         refitted = refit(config, sizes, mesh.place(learned_from, mesh.replicated(devices)), keys.refit)
         accuracy["refit"] = head_accuracy(heads_graph, refitted, seen, names)
-    heads = max(accuracy, key=lambda name: accuracy[name]["mean"])
+    heads = max(accuracy, key=lambda name: accuracy[name].get("mean", 0.0))
     for name, facts in accuracy.items():
+        if not facts:
+            print(f"{name} heads are not measured: no validation instance has a label", flush=True)
+            continue
         turns = "  ".join(f"turn {turn} {value:.1%}" for turn, value in facts["turn"].items())
         print(f"{name} heads on validation contexts: {facts['mean']:.1%}  ({turns})", flush=True)
     print(f"stage 2 took {time.perf_counter() - began:.0f} s; the energy will use the {heads} heads", flush=True)

@@ -24,20 +24,14 @@ class WordJudges:
 
     def __init__(self, train: Sequence[Instance], validation: Sequence[Instance], schema: Schema):
         """Raises UserError when an attribute has no two aspects to tell apart."""
-        from sklearn.feature_extraction.text import TfidfVectorizer
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-
         self.schema, self._judges, self.accuracy = schema, {}, {}
         for a, name in enumerate(schema.names):
             texts, labels = _answers(train, a)
             if len(set(labels)) < schema.sizes[a]:
                 raise UserError(f"the training data lacks aspects of {name}; a judge of it needs all {schema.sizes[a]}")
-            words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-            judge = make_pipeline(words, LogisticRegression(C=10.0, max_iter=1000))
             try:
-                self._judges[name] = judge.fit(texts, labels)
-            except ValueError as error:  # texts without a word
+                self._judges[name] = learn(texts, labels)
+            except ValueError as error:
                 raise UserError(f"no judge of {name} can learn from the training data: {first_line(error)}") from None
             unseen = _answers(validation, a)
             self.accuracy[name] = float(self._judges[name].score(*unseen)) if unseen[0] else None
@@ -45,6 +39,16 @@ class WordJudges:
     def attributes(self, replies: Sequence[str]) -> dict[str, np.ndarray]:
         """For every attribute the probability of its aspects, (N, C)."""
         return {name: judge.predict_proba(replies) for name, judge in self._judges.items()}
+
+
+def learn(texts: Sequence[str], labels: Sequence[int]):
+    """A judge of texts, by scikit-learn's interface. Raises ValueError for texts without a word."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    return make_pipeline(words, LogisticRegression(C=10.0, max_iter=1000)).fit(texts, labels)
 
 
 def _answers(instances: Sequence[Instance], attribute: int) -> tuple[list[str], list[int]]:

@@ -58,6 +58,7 @@ def test_bundled_corpus_reads_whole():
         ([0, 1, 1], None, (0, 1, 1)),
         (["plain", None, "critical"], None, (0, -1, 1)),
         ({"mental characteristic": "emotional", "attitude": 1}, None, (-1, 1, 0)),
+        (None, None, (-1, -1, -1)),
     ],
 )
 def test_tags_are_ids_names_lists_and_mappings(tag, attribute, labels):
@@ -501,7 +502,19 @@ def test_dialogues_are_counted_by_what_continues_what():
     instances = [instance("a"), instance("a", "b"), instance("a", "c", "d")]  # ends: b, and d
     instances += [instance("a", label=1), instance("a", topic="u")]  # dialogues of their own
     assert count_dialogues(instances, 0) == (4, 6, 2.0)
-    assert count_dialogues(instances, 1) == (0, 0, 0.0)
+    assert count_dialogues(instances, 1) == count_dialogues(instances, None) == (0, 0, 0.0)
+    assert count_dialogues([*instances, instance("a", "b", label=-1)], None) == (1, 2, 2.0)
+
+
+def test_instances_without_a_label_have_rows_of_their_own_in_the_tables():
+    from miracle_jax.overview import aspect_table, table7
+
+    known, unknown = (Instance(("a",), ("b c",), "t", labels) for labels in ((1, -1, -1), SCHEMA.unknown))
+    assert "no label" not in table7([known], [known], SCHEMA) + aspect_table([known], [known], SCHEMA)
+    shown = [table7([known], [unknown], SCHEMA), aspect_table([known], [unknown], SCHEMA)]
+    assert [table.splitlines()[-1].split() for table in shown] == [
+        ["no", "label", "0/1", "0/1", "0.00/2.00"], ["no", "label", "0/1"],
+    ]  # fmt: skip
 
 
 def test_freeze_writes_a_file_that_appears_whole_or_not_at_all(files, tmp_path, capsys, monkeypatch):
@@ -528,7 +541,7 @@ def test_freeze_writes_a_file_that_appears_whole_or_not_at_all(files, tmp_path, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["freze"], "unknown command 'freze'; there are show and freeze OUT.npz"),
+        (["freze"], "unknown command 'freze'; there are show, freeze OUT.npz and import KIND SOURCE OUT"),
         (["freeze"], "freeze needs a file to write first"),
         (["freeze", "--data.cache", "x"], "freeze needs a file to write first"),
         (["--data.frozen", "x.npz"], "data.frozen x.npz holds tokens, not dialogues"),

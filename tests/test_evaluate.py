@@ -383,6 +383,8 @@ def test_what_is_not_labelled_is_not_judged_and_ids_are_unique(tmp_path, run, ca
     assert fails(evaluate.main, capsys, run, "--data", path).endswith("instances with the id same; number them anew")
     path = micro.write_lines(tmp_path / "none.jsonl", [{"input": ["Who?"], "output": ["I."], "tag": [None] * 3}])
     assert "'tag' names no aspect" in fails(evaluate.main, capsys, run, "--data", path)
+    path = micro.write_lines(tmp_path / "unknown.jsonl", [{"input": ["Who?"], "output": ["I."], "tag": None}])
+    assert "no aspect of id 0 is known" in fails(evaluate.main, capsys, run, "--data", path)
     (tmp_path / "empty.jsonl").touch()
     assert "empty.jsonl" in fails(evaluate.main, capsys, run, "--data", tmp_path / "empty.jsonl")
 

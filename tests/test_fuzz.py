@@ -27,24 +27,38 @@ from mutations import mutated
 from test_pretrained import write_gguf
 
 from miracle_jax import (
+    asking,
+    card,
+    clean,
+    cleaning,
+    collect,
     config,
     dataset,
+    endpoint,
     examples,
     gguf_file,
     hub,
     human,
+    imports,
     judge,
     model,
     predictions,
     pretrained,
     report,
+    responses,
+    reviews,
     scores,
+    sheets,
     storage,
     systems,
     tokenizers,
+    toxicity,
+    transcripts,
 )
 from miracle_jax.attributes import Schema
-from miracle_jax.errors import LONGEST_LINE, UserError
+from miracle_jax.errors import LONGEST_LINE, UserError, first_line
+from miracle_jax.instructions import Instructions
+from miracle_jax.journal import Journal, read_journal
 
 SCHEMA = Schema.load()
 SHARES = {"tokenizers": 60, "checkpoint of a Llama": 100, "checkpoint of a BERT": 60, "tokenizer of transformers": 30,
@@ -61,6 +75,16 @@ SAID = [
     {"id": "a", "input": ["Hi?"], "output": [], "personality": "lyrical, optimistic", "reply": "By the river."},
     {"id": "b", "input": ["Why?", "So?"], "output": ["Rain."], "personality": "plain", "reply": ""},
 ]
+
+CHAT = [
+    {"messages": [{"role": "system", "content": "Hm"}, {"role": "user", "content": [{"type": "text", "text": "Hi?"}]},
+                  {"role": "assistant", "content": "Well."}], "topic": "rain", "tag": {"attitude": 1}},
+    {"conversations": [{"from": "human", "value": "So?"}, {"from": "gpt", "value": "No."}], "tag": "lyrical"},
+]  # fmt: skip
+PEOPLE = {
+    str(n): {"messages": [[{"text": "Hi", "sender": f"{n}a"}], [{"text": "Yes", "sender": f"{n}b"}]], "prompt": "So?",
+             "ratings": {"witty": "1", "interesting": 5, "upbeat": n}} for n in (1, 3, 8, 9)
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +132,11 @@ def read_tokenizers(folder: Path) -> None:
     made.check(micro.get_config())
 
 
+def imported(kind: str, name: str, *flags: str, folder: Path) -> None:
+    shutil.rmtree(folder / "imported", ignore_errors=True)
+    imports.run([kind, str(folder / name), str(folder / "imported"), *flags])
+
+
 def read_key(folder: Path) -> None:
     key = human.read_key(str(folder / "key.json"))
     human.table(human.evaluate(key, human.read_ratings([str(folder / "filled.csv")], key)))
@@ -153,6 +182,57 @@ def read_metrics(folder: Path) -> None:
     report.Report(folder, config.Train(), 2, 9).plot()
 
 
+def read_totals(folder: Path) -> None:
+    Journal(folder / "j.jsonl").append({"id": "z", "status": "done", "reason": "", "text": ""})
+    totals = asking.Totals(endpoint.Settings(price_in=1.0), 9)
+    for record in read_journal(folder / "j.jsonl"):
+        totals.add(record)
+    str(totals)
+
+
+def begin_collection(folder: Path) -> None:
+    pytest.importorskip("openai")
+    instructions, topics = Instructions.load(), {"train": ["a"], "validation": [], "test": []}
+    collect.begin(folder, collect.Options(), instructions, topics)
+    (folder / collect.JOURNAL).write_text("{}")
+
+
+def read_answer(folder: Path) -> None:
+    body = (folder / "answer.json").read_bytes()
+    responses.message_of(body)
+    try:
+        responses.check(responses.read_answer(body))
+    except (responses.Again, ValueError) as error:
+        raise UserError(first_line(error)) from None
+
+
+def read_transcript(folder: Path) -> None:
+    try:
+        transcripts.parse((folder / "transcript.txt").read_bytes().decode(errors="surrogateescape"))
+    except transcripts.Unparseable as error:
+        raise UserError(str(error)) from None
+
+
+def read_review(folder: Path) -> None:
+    some = cleaning.Dialogue("a", "train", (-1, 1, -1), "t", ("Hi?",), ("By the river.",))
+    review = reviews.Reviews(folder / "review-1.csv")
+    review.mark(some)
+    review.ask([some], SCHEMA)
+    (folder / "written.csv").write_bytes(review.content())
+    assert reviews.Reviews(folder / "written.csv")._marked.keys() == review._marked.keys()  # none is lost
+
+
+def read_collection(folder: Path) -> None:
+    drops = cleaning.Drops()
+    dialogues = cleaning.read(folder / "transcripts.jsonl", SCHEMA, clean.Options(min_turns=1).rules, drops)
+    settings = judge.reading.json_object(folder / "collection.json")
+    facts = {"collection": card.collected(settings), "options": {"encoder": ""}, "stages": card.stages(9, drops)}
+    facts |= {"judges": [], "folds": 5, "reviews": {}, "toxicity": {}, "versions": {}}
+    facts |= card.contents(dialogues, SCHEMA)
+    card.markdown(facts).encode()
+    json.dumps(facts, indent=1)
+
+
 def torch_file(path: Path) -> None:
     torch = pytest.importorskip("torch")
     torch.save({"a.weight": torch.ones(3, 2), "b": torch.arange(4)}, path / "pytorch_model.bin")
@@ -190,6 +270,18 @@ def readers(tmp_path_factory) -> dict[str, Callable[[], Reader]]:
               "learned_from": ["abc"]}  # fmt: skip
     metrics = [{"step": i, "split": split, "kl": 0.5, "examples_per_second": 9.0}
                for i, split in enumerate(("train", "train", "validation"), 1)]  # fmt: skip
+    journal = [{"id": i, "status": status, "reason": "late: 3", "text": "A: Hi?", "prompt_tokens": 7, "attempts": 1}
+               for i, status in (("a", "done"), ("b", "failed"), ("b", "done"))]  # fmt: skip
+    choice = {"message": {"content": "A: Hi?", "refusal": None}, "finish_reason": "stop"}
+    said = {"choices": [choice], "usage": {"prompt_tokens": 7}, "error": {"message": "late", "code": "x"}}
+    spoken = "Sure!\n1. **A:** Hi?\n2. **B:** By the river.\n3. [PersonA] “Why?”\n**A**: Why?\nB (calm): Rain.".encode()
+    review = sheets.content(map(sheets.line, [reviews.COLUMNS, ("a", "x", "y", "A: Hi?\nB: By the river.", "n")]))
+    comments = ",".join(("id", "comment_text", *toxicity.KINDS)).encode()
+    comments += b'\n1,"so\n""it"" is",0,0,0,0,0,1\n2,a,0,0,0,0,0,0\n'
+    collected = [{"id": f"train/{i}", "split": split, "tag": tag, "topic": "rain", "status": "done", "reason": "",
+                  "text": spoken.decode()} for i, (split, tag) in enumerate(
+                      [("train", {"attitude": "optimistic"}), ("test", {"attitude": "optimistic"})])]  # fmt: skip
+    settings = {"endpoint": "http://127.0.0.1/v1", "model": "it", "sampling": {"top_p": 1.0}, "licence": "CC0-1.0"}
     arrays = {"model.safetensors": hub.safetensors_bytes({"a.weight": np.ones((3, 2), np.float32), "b": np.arange(4)})}
     index = {"metadata": {}, "weight_map": {"a.weight": "part-1.safetensors", "b": "part-1.safetensors"}}
     shards = {"part-1.safetensors": arrays["model.safetensors"]}
@@ -211,6 +303,18 @@ def readers(tmp_path_factory) -> dict[str, Callable[[], Reader]]:
         "contexts": lambda: Reader(
             {"a.jsonl": lines([d | {"tag": {"attitude": 1}} for d in DIALOGUES])},
             lambda f: dataset.read_files([(None, f / "a.jsonl")], SCHEMA, reference_required=False),
+        ),
+        "the paper's files": lambda: Reader(
+            {"x/dialogue_a.jsonl": lines(DIALOGUES), "x/test.json": lines([DIALOGUES[1] | {"tag": "plain"}])},
+            lambda f: imported("released", "x", folder=f),
+        ),
+        "chat messages": lambda: Reader(
+            {"chat.jsonl": lines(CHAT), "chat.json": json.dumps(CHAT[0], indent=1).encode()},
+            lambda f: [imported("messages", name, "--tag", "plain", folder=f) for name in ("chat.jsonl", "chat.json")],
+        ),
+        "conversations of people": lambda: Reader(
+            {"d.json": json.dumps(PEOPLE).encode()},
+            lambda f: imported("chitchat", "d.json", "--rating", "upbeat", "--levels", "2", folder=f),
         ),
         "test set": lambda: Reader(
             {"a.jsonl": lines([d | {"tag": [1, 1, 0]} for d in DIALOGUES])},
@@ -261,15 +365,36 @@ def readers(tmp_path_factory) -> dict[str, Callable[[], Reader]]:
         ),
         "a run": lambda: Reader(written(small_run, new()), lambda f: model.read_run(f / "run")),
         "metrics of a run": lambda: Reader({"metrics.jsonl": lines(metrics)}, read_metrics, refuses=False),
+        "topics": lambda: Reader(
+            {"t.txt": collect.BUNDLED.read_bytes()[:400]}, lambda f: collect.read_topics(f / "t.txt")
+        ),
+        "instructions": lambda: Reader(
+            {"s.toml": Instructions.load().text.encode()}, lambda f: Instructions.load(f / "s.toml")
+        ),
+        "journal": lambda: Reader({"j.jsonl": lines(journal)}, read_totals),
+        "settings of a collection": lambda: Reader(
+            written(begin_collection, new()), begin_collection, ("collection.json",)
+        ),
+        "transcript": lambda: Reader({"transcript.txt": spoken}, read_transcript),
+        "review file": lambda: Reader({"review-1.csv": review}, read_review, ("review-1.csv",)),
+        "comments": lambda: Reader(
+            {"c.csv": comments}, lambda f: sum(toxic for _, toxic in toxicity.read_comments(f / "c.csv"))
+        ),
+        "transcripts of a collection": lambda: Reader(
+            {"transcripts.jsonl": lines(collected), "collection.json": json.dumps(settings).encode()}, read_collection
+        ),
+        "answer of an endpoint": lambda: Reader({"answer.json": json.dumps(said).encode()}, read_answer),
     }  # fmt: skip
 
 
 NAMES = [
-    "training data", "training data, skipping", "contexts", "test set", "schema", "predictions",
-    "predictions for people", "filled sheets and key", "config of a run", "model.json", "judges.json", "frozen tokens",
-    "arrays", "tokenizers", "safetensors", "an index", "weights of torch", "checkpoint of a Llama",
-    "checkpoint of a BERT", "tokenizer of transformers", "GGUF", "list of a whole folder", "scores that are kept",
-    "a run", "metrics of a run",
+    "training data", "training data, skipping", "contexts", "the paper's files", "chat messages",
+    "conversations of people", "test set", "schema", "predictions", "predictions for people", "filled sheets and key",
+    "config of a run", "model.json", "judges.json", "frozen tokens", "arrays", "tokenizers", "safetensors", "an index",
+    "weights of torch", "checkpoint of a Llama", "checkpoint of a BERT", "tokenizer of transformers", "GGUF",
+    "list of a whole folder", "scores that are kept", "a run", "metrics of a run", "topics", "instructions", "journal",
+    "settings of a collection", "transcript", "review file", "comments", "transcripts of a collection",
+    "answer of an endpoint",
 ]  # fmt: skip
 
 

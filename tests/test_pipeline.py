@@ -225,10 +225,27 @@ def test_an_attribute_that_occurs_only_beside_another_is_in_every_batch():
         assert np.all((batches[step]["labels"][0] >= 0).any(axis=0))
 
 
+def test_instances_without_a_label_are_drawn_as_those_of_one_more_attribute():
+    labels = np.array([[-1, -1]] * 70 + [[0, -1]] * 20 + [[-1, 1]] * 10)
+    batches = Batches(made_up([50, 50], labels=labels), BUCKETS, 10, 1, seed=0)
+    for step in range(10):
+        known = batches[step]["labels"][0] >= 0
+        assert known.sum(axis=0).tolist() == [2, 1] and (~known.any(axis=1)).sum() == 7
+    assert sorted(np.concatenate([numbers(batches[step])[0] for step in range(10)])) == list(range(100))
+    nothing_known = Batches(made_up([50, 50], labels=np.full((100, 2), -1)), BUCKETS, 10, 1, seed=0)
+    assert sorted(np.concatenate([numbers(nothing_known[step])[0] for step in range(10)])) == list(range(100))
+    few = np.array([[-1, -1]] * 1000 + [[0, -1]] + [[-1, 1]])
+    batches = Batches(made_up([501, 501], labels=few), BUCKETS, 10, 1, seed=0)
+    assert all((batches[step]["labels"][0] >= 0).sum(axis=0).tolist() == [1, 1] for step in range(100))
+
+
 def test_batches_refuse_what_cannot_be():
     data = made_up([5, 5, 5])
     with pytest.raises(UserError, match="the data has 3 attributes, but a micro-batch .* only 2 instances"):
         Batches(data, BUCKETS, 4, 2, seed=0)
+    unlabelled = made_up([5, 5], labels=[[0, -1], [-1, 0], [-1, -1], [-1, -1], [-1, -1]] * 2)
+    with pytest.raises(UserError, match="the data has 2 attributes and instances without one, but .* only 2 instances"):
+        Batches(unlabelled, BUCKETS, 2, 1, seed=0)
     with pytest.raises(UserError, match="tokens are up to .* but the last of data.buckets is"):
         Batches(data, BUCKETS[:1], 6, 1, seed=0)
 
