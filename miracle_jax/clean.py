@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from miracle_jax import cleaning, judge, reading, storage
+from miracle_jax import cleaning, dataset, judge, reading, storage
 from miracle_jax.attributes import UNKNOWN, Schema
 from miracle_jax.cleaning import Dialogue, Drops, Rules, single
 from miracle_jax.command_line import parse, split_words
 from miracle_jax.errors import UserError, one_sentence
-from miracle_jax.instructions import ANSWER_WORDS, QUESTION_WORDS, SENTENCES
+from miracle_jax.instructions import ANSWER_WORDS, QUESTION_WORDS, SENTENCES, Instructions
 from miracle_jax.reviews import Reviews
 
 COMMAND = "python -m miracle_jax.clean DIR --out OUT"
@@ -87,9 +87,10 @@ class Options:
         if self.min_turns > cleaning.MOST_TURNS:
             raise UserError(f"--min-turns {self.min_turns}: dialogues are cut to {cleaning.MOST_TURNS} turns")
 
-    @property
-    def rules(self) -> Rules:
-        return Rules(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Rules)})
+    def rules(self, examples: frozenset[str] = frozenset()) -> Rules:
+        """examples: as Rules has them."""
+        given = dataclasses.asdict(self) | {"examples": examples}
+        return Rules(**{field.name: given[field.name] for field in dataclasses.fields(Rules)})
 
 
 def clean(folder: str | Path, options: Options) -> tuple[dict[str, Any], Schema]:
@@ -106,7 +107,8 @@ def clean(folder: str | Path, options: Options) -> tuple[dict[str, Any], Schema]
     with storage.locked(out, "--out"):
         ours = _ours(out, files)
         reviews = [Reviews(out / name) for name in REVIEWS]
-        dialogues, drops, card = _stages(folder / "transcripts.jsonl", schema, reviews, options)
+        rules = options.rules(_examples(folder / "schema.toml"))
+        dialogues, drops, card = _stages(folder / "transcripts.jsonl", schema, rules, reviews, options)
         card = _card(settings, options, dialogues, schema, card, files)
         for left in out.glob(".clean-*"):  # by one that was killed
             shutil.rmtree(left)
@@ -122,14 +124,21 @@ def clean(folder: str | Path, options: Options) -> tuple[dict[str, Any], Schema]
     return card, schema
 
 
+def _examples(schema: Path) -> frozenset[str]:
+    try:
+        return cleaning.examples(Instructions.load(schema))
+    except UserError:  # a schema without instructions: the dialogues are from elsewhere
+        return frozenset()
+
+
 def _stages(
-    journal: Path, schema: Schema, reviews: list[Reviews], options: Options
+    journal: Path, schema: Schema, rules: Rules, reviews: list[Reviews], options: Options
 ) -> tuple[list[Dialogue], Drops, dict[str, Any]]:
     """(what is left, what was dropped, what the card says of it)."""
     from miracle_jax import aspects, card, toxicity  # they import JAX
 
     drops = Drops()
-    dialogues = cleaning.read(journal, schema, options.rules, drops)
+    dialogues = cleaning.read(journal, schema, rules, drops)
     total = len(dialogues) + sum(not drop.kept_turns for drop in drops)
     if not total:
         raise UserError(f"{journal} has no dialogues; collect some with python -m miracle_jax.collect")
@@ -234,9 +243,11 @@ def _told(card: dict[str, Any], schema: Schema, out: str) -> str:
     for number, facts in enumerate(card["judges"], 1):
         lines += [f"round {number}, {name}: no judges: {f['reason']}" for name, f in facts.items() if f["reason"]]
     for name, counts in card["reviews"].items():
-        todo = "; write y or n into its column keep, and give the same command again" * (not counts["marked"])
+        ask = counts["dialogues"] and not counts["marked"]
+        todo = "; write y or n into its column keep, and give the same command again" if ask else ""
         unused = f", of which {counts['unused']:,} belong to no dialogue that came this far" * (counts["unused"] > 0)
-        lines.append(f"{name}: {counts['dialogues']:,} dialogues, {counts['marked']:,} marked{unused}{todo}")
+        number = dataset.count(counts["dialogues"], "dialogue")
+        lines.append(f"{name}: {number}, {counts['marked']:,} marked{unused}{todo}")
 
     def flags(split):
         there = [name for name in schema.names if card["table7"][name][split]["dialogues"]]

@@ -17,6 +17,7 @@ from miracle_jax import transcripts
 from miracle_jax.attributes import UNKNOWN, Schema
 from miracle_jax.dataset import NOT_UNICODE, is_unicode
 from miracle_jax.errors import UserError, printable
+from miracle_jax.instructions import Instructions
 from miracle_jax.journal import FAILED, read_journal
 
 SPLITS = ("test", "validation", "train")
@@ -25,6 +26,8 @@ MOST_TURNS = 20
 """Turns of a dialogue. Each of its beginnings becomes an instance, so that the instances grow with the square."""
 WORD_LENGTH = 20
 """Characters of a word, on average over a turn, at most."""
+EXAMPLE_WORDS = 6
+"""Of a sentence of an example, from which on an answer that has it counts as a copy."""
 SHINGLE = 3
 """Words of a shingle."""
 PERMUTATIONS = 64
@@ -145,6 +148,8 @@ class Rules:
     max_answer_words: int
     max_question_words: int
     max_sentences: int
+    examples: frozenset[str] = frozenset()
+    """Sentences of the instructions' examples, as `normal` has them, which small models copy."""
 
     def turns(self, questions: Sequence[str], answers: Sequence[str]) -> tuple[int, str]:
         """How many turns from the beginning keep to the rules, and what the next one breaks, or the whole dialogue;
@@ -155,6 +160,8 @@ class Rules:
             said = normal(answer)
             if not reason and said in earlier:
                 reason = "an answer that repeats an earlier one"
+            if not reason and any(sentence in said for sentence in self.examples):
+                reason = "an answer that copies the example"
             if reason:
                 return turn, reason
             earlier.add(said)
@@ -183,6 +190,13 @@ class Rules:
 def _sentences(text: str) -> int:
     ends = [found.end() for found in SENTENCE_END.finditer(text)]
     return len(ends) + (not ends or ends[-1] < len(text))
+
+
+def examples(instructions: Instructions) -> frozenset[str]:
+    """The sentences of all examples that are long enough to be nobody else's."""
+    answers = [told.answer for of in instructions.descriptions for told in of]
+    found = {normal(sentence) for answer in answers for sentence in SENTENCE_END.split(answer)}
+    return frozenset(sentence for sentence in found if len(sentence.split()) >= EXAMPLE_WORDS)
 
 
 def normal(text: str) -> str:

@@ -14,9 +14,10 @@ import pytest
 from miracle_jax import clean, cleaning, dataset, reviews, toxicity
 from miracle_jax.attributes import Schema
 from miracle_jax.cleaning import Dialogue, Drops, Rules
+from miracle_jax.instructions import Instructions
 
 SCHEMA = Schema.load()
-RULES = clean.Options().rules
+RULES = clean.Options().rules()
 FLAGS = ["--review", "30"]
 
 
@@ -265,6 +266,15 @@ def test_a_dialogue_is_cut_before_the_first_turn_that_breaks_a_rule(question, an
     questions, answers = zip(GOOD, other, (question, answer), other, strict=True)
     assert RULES.turns(questions, answers) == (2, reason)
     assert Rules(1, 3, 99, 99, 9).turns(questions[:2], answers[:2]) == (2, "")
+
+
+def test_an_answer_that_copies_the_example_is_none():
+    examples = cleaning.examples(Instructions.load())
+    rules = clean.Options().rules(examples)
+    copied = ("What now?", "Oh! I made three mistakes this week and learned from every one, you know.")
+    own = ("And now?", "I made mistakes this week, three of them, and I learned a lot.")
+    assert rules.turns(*zip(own, copied, strict=True)) == (1, "an answer that copies the example")
+    assert RULES.turns(*zip(own, copied, strict=True)) == (2, "")
 
 
 def test_long_dialogues_are_cut_and_short_ones_dropped():
