@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from miracle_jax import cleaning, dataset, judge, reading, storage
+from miracle_jax import cleaning, dataset, reading, storage
 from miracle_jax.attributes import UNKNOWN, Schema
 from miracle_jax.cleaning import Dialogue, Drops, Rules, single
 from miracle_jax.command_line import parse, split_words
@@ -53,11 +53,11 @@ class Options:
     near_duplicates: float = 0.7
     """Share of two dialogues' shingles from which on they are near duplicates, 0.3 to 0.95; 0: exact ones only."""
     language: str = "en"
-    """ISO 639-1 code. Empty: any."""
+    """ISO 639-1 code of a language with blanks between its words. Empty: any."""
     review: int = 100
     """Dialogues of an aspect in a review file. Judges of round 1 learn from the first file's."""
     min_score: float = 0.5
-    """Mean probability of its aspect, below which a dialogue is dropped. 0: none is."""
+    """Probability of its aspect against the likeliest other, below which a dialogue is dropped. 0: none is."""
     encoder: str = ""
     """BERT checkpoint on which judges have their heads: a hub name, a folder, or package:NAME/PATH. Empty: TF-IDF."""
     toxicity: str = ""
@@ -138,22 +138,23 @@ def _stages(
     from miracle_jax import aspects, card, toxicity  # they import JAX
 
     drops = Drops()
+    # First what flags name, which can be wrong.
+    in_language = cleaning.language_filter(options.language, drops) if options.language else list
+    learn = aspects.learner(options.encoder, options.seed)
+    score, toxic = toxicity.scorer(options.toxicity, learn, options.seed) if options.toxicity else (None, {})
     dialogues = cleaning.read(journal, schema, rules, drops)
     total = len(dialogues) + sum(not drop.kept_turns for drop in drops)
     if not total:
         raise UserError(f"{journal} has no dialogues; collect some with python -m miracle_jax.collect")
     dialogues = cleaning.without_duplicates(dialogues, options.near_duplicates, drops)
-    if options.language:
-        dialogues = list(cleaning.in_language(dialogues, options.language, drops))
-    learn = aspects.learner(options.encoder, options.seed)
-    score, toxic = toxicity.scorer(options.toxicity, learn, options.seed) if options.toxicity else (None, {})
+    dialogues = in_language(dialogues)
     rounds = aspects.Rounds(schema, learn, tuple(reviews), options.review, options.min_score, options.seed, drops)
     dialogues = rounds.second(rounds.first(dialogues))
     if score:
         dialogues = toxicity.without_toxic(dialogues, score, options.max_toxicity, drops)
     if options.balance:
         dialogues = cleaning.balanced(dialogues, schema, options.seed, drops)
-    facts = {"stages": card.stages(total, drops), "judges": rounds.facts, "folds": judge.FOLDS, "toxicity": toxic}
+    facts = {"stages": card.stages(total, drops), "judges": rounds.facts, "folds": aspects.FOLDS, "toxicity": toxic}
     facts["reviews"] = {review.path.name: review.counts() for review in reviews}
     return dialogues, drops, facts
 
