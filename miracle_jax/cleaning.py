@@ -270,7 +270,7 @@ def language_filter(language: str, drops: Drops) -> Callable[[Sequence[Dialogue]
     """What keeps the dialogues that py3langid takes for this language. Raises UserError for one that it does not know,
     or whose words have no blanks between them: all rules count words."""
     if language in UNSPACED:
-        raise UserError(f"--language {language}: no rule fits a language without blanks between its words; take another")
+        raise UserError(f"--language {language}: no rule fits a language without blanks between its words")
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError:

@@ -187,7 +187,7 @@ def test_lines_arrays_and_printed_objects_are_the_same(tmp_path, capsys, content
 def test_all_that_is_wrong_with_messages_is_told_at_once_and_nothing_is_written(tmp_path, capsys):
     good = said("uHi", "aYes.")
     wrong = {
-        "message 1 is of the role 'tool'; expected user, human, assistant, gpt, system": said("t{}", "aYes."),
+        "message 1 is of the role 'tool'; expected user, human, assistant, gpt, chatgpt": said("t{}", "aYes."),
         "message 2 calls a tool": {"messages": [
             {"role": "user", "content": "Hi"}, {"role": "assistant", "content": None, "tool_calls": [{}]}]},
         "the content of message 2 is null; expected text": {"messages": [
