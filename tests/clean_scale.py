@@ -8,7 +8,7 @@ aspect. Planted among them are duplicates, other languages, turns that break a r
 other aspect. It fails unless they are dropped for the right reason: all of them, of near duplicates, languages and
 aspects, which are matters of degree, nearly all.
 
-Peak memory is the operating system's figure for the command, so it needs Linux.
+It also fails where the command needs more than MOST_MEMORY. That is the operating system's figure, so it needs Linux.
 """
 
 import argparse
@@ -25,6 +25,8 @@ from pathlib import Path
 from miracle_jax import attributes, dataset
 from miracle_jax.attributes import Schema
 
+MOST_MEMORY = 2**31
+"""Bytes, for 100,000 dialogues."""
 PLANTED = {
     "failed": ({"collection"}, 1.0), "refusal": ({"parsing"}, 1.0), "short": ({"rules"}, 1.0),
     "asks": ({"rules"}, 1.0), "placeholder": ({"rules"}, 1.0), "copy": ({"duplicates"}, 1.0),
@@ -119,8 +121,7 @@ def write(folder: Path, number: int, seed: int = 0) -> dict[str, str]:
             text = "\n".join(f"A: {question}\nB: {answer}" for question, answer in turns)
             if kind == "refusal":
                 text = "I'm sorry, but I can't write that."
-            record |= {"tag": {n: s.aspects[a] for n, s, a in zip(schema.names, schema.attributes, labels, strict=True)
-                               if a >= 0}}  # fmt: skip
+            record |= {"tag": schema.tag(labels)}
             failed = kind == "failed"
             record |= {"status": "failed", "reason": "HTTP 500"} if failed else {"reason": ""}
             file.write(json.dumps(record | {"text": text}) + "\n")
@@ -154,7 +155,8 @@ def main() -> None:
         subprocess.run(command, check=True)
         seconds, peak = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
         print(f"cleaned in {seconds:.0f} s, at most {peak / 1024:.0f} MiB resident")
-        counts, failures = found(folder / "out", planted), []
+        counts = found(folder / "out", planted)
+        failures = [f"its place in {MOST_MEMORY >> 20:,} MiB"] if peak * 1024 > MOST_MEMORY else []
         for kind, (stages, share) in PLANTED.items():
             there = sum(other == kind for other in planted.values())
             print(f"{kind}: {there:,} planted, {counts[kind]:,} dropped by {' or '.join(sorted(stages))}")
