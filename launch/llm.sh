@@ -4,7 +4,8 @@
 # pip compiles llama.cpp, which needs a C++ compiler and takes minutes the first time. Ctrl-C ends the server.
 #
 #   bash launch/llm.sh [--port 8000] [--dry-run]
-#   .venv/bin/python -m miracle_jax.collect --endpoint http://127.0.0.1:8000/v1 --model smollm2 --out collected ...
+#   .venv/bin/python -m miracle_jax.collect --endpoint http://127.0.0.1:8000/v1 --model smollm2 --out collected \
+#       --in-flight 1 --timeout 600        # it answers one request after the other
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 

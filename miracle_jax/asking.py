@@ -94,9 +94,10 @@ def pin(
     """Writes what the answers in a journal depend on.
 
     free: facts that may be others when a run goes on; an empty one stays as it was. growing: numbers that may grow.
-    Raises UserError, which lists the differences, where the answers that are there depend on something else.
+    Raises UserError, which lists the differences, where the answers that are there depend on something else. Where no
+    job has been answered, only refused, whatever is to be mended in the flags may be.
     """
-    if journal.exists() and reading.regular(journal).stat().st_size:
+    if journal.exists() and any(record["status"] == DONE or record["text"] for record in read_journal(journal)):
         before = reading.json_object(path)
         free = {*free, "begun", "versions"}
         differences = _differences(_flat(before, free), _flat(facts, free), growing)

@@ -1,8 +1,11 @@
 """How strongly dialogues show their aspects: judges in two rounds, and what people said in between (appendix A.2).
 
 Round 1: judges of every attribute learn from a sample, without what people rejected in it, and score the rest. Round 2:
-judges learn from all that is left, and score it; people look at what is nearest to the threshold. The score of a
-dialogue is the mean, over its answers, of the probability of its aspect by a judge that learned from other topics.
+judges learn from all that is left, and score it; people look at what is nearest to the threshold.
+
+The score of a dialogue is by a judge that learned from other topics: the mean, over its answers, of the probability of
+its aspect against that of the likeliest other. It is taken as if all aspects had been learned from equally often: how
+many dialogues an aspect has, and how many aspects there are, moves no score.
 """
 
 from collections import Counter
@@ -18,6 +21,7 @@ from miracle_jax.reviews import Reviews
 
 MOST_ANSWERS = 20_000
 """Answers of an aspect that a judge learns from."""
+FOLDS = judge.FOLDS
 FEWEST_DIALOGUES = 10
 """Of an aspect, below which there is nothing to learn from."""
 
@@ -48,7 +52,8 @@ class Judged:
     scores: dict[str, float] = field(default_factory=dict)
     """By dialogue, of its aspect."""
     right: float = 0.0
-    """Share of the training and validation dialogues whose own aspect has the highest mean probability."""
+    """Share of the training and validation dialogues whose own aspect has the highest mean probability, the mean of the
+    aspects' shares."""
     learned: int = 0
     """Dialogues that there were to learn from."""
     reason: str = ""
@@ -66,32 +71,42 @@ def judged(
     counts = Counter(d.labels[attribute] for d in learn_from)
     fewest = min(counts[aspect] for aspect in range(classes))
     topics = sorted({d.topic for d in (*learn_from, *score)}, key=lambda topic: drawn(seed, topic))
-    fold = {topic: i % judge.FOLDS for i, topic in enumerate(topics)}
-    folds = [[d for d in learn_from if fold[d.topic] != k] for k in range(judge.FOLDS)]
+    fold = {topic: i % FOLDS for i, topic in enumerate(topics)}
+    folds = [[d for d in learn_from if fold[d.topic] != k] for k in range(FOLDS)]
     if fewest < FEWEST_DIALOGUES or any(len({d.labels[attribute] for d in some}) < classes for some in folds):
         result.reason = (
             f"an aspect has {fewest} dialogues to learn from; judges need {FEWEST_DIALOGUES}, of several topics"
         )
         return result
-    right = []
+    right = [[] for _ in range(classes)]
     for k, inside in enumerate(folds):
         outside = [d for d in score if fold[d.topic] == k]
         if not outside:
             continue
+        texts, labels = _answers(inside, attribute, seed)
         try:
-            judge_of_fold = learn(*_answers(inside, attribute, seed), classes)
+            judge_of_fold = learn(texts, labels, classes)
         except ValueError:
             result.reason = "the answers have no words to learn from"
             return result
         probabilities = judge_of_fold([answer for d in outside for answer in d.answers])
+        probabilities = reweighted(probabilities, np.bincount(labels, minlength=classes), np.ones(classes))
         ends = np.cumsum([len(d.answers) for d in outside])[:-1]
         for dialogue, of_answers in zip(outside, np.split(probabilities, ends), strict=True):
             mean, aspect = of_answers.mean(axis=0), dialogue.labels[attribute]
-            result.scores[dialogue.id] = float(mean[aspect])
+            result.scores[dialogue.id] = float(mean[aspect] / (mean[aspect] + np.delete(mean, aspect).max()))
             if dialogue.split != "test":
-                right.append(mean.argmax() == aspect)
-    result.right = float(np.mean(right)) if right else 0.0
+                right[aspect].append(mean.argmax() == aspect)
+    shares = [np.mean(some) for some in right if some]
+    result.right = float(np.mean(shares)) if shares else 0.0
     return result
+
+
+def reweighted(probabilities: np.ndarray, learned: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """(N, C) probabilities of a judge that learned from classes in the proportions `learned` (C,), as they would be for
+    texts in which the classes have the proportions `wanted` (C,)."""
+    weighted = probabilities * (wanted / learned)
+    return weighted / weighted.sum(axis=1, keepdims=True)
 
 
 def _answers(dialogues: Sequence[Dialogue], attribute: int, seed: int) -> tuple[list[str], list[int]]:
@@ -135,7 +150,8 @@ class Rounds:
 
     def second(self, dialogues: Sequence[Dialogue]) -> list[Dialogue]:
         """What is left after round 2."""
-        scores = self._scores([d for d in dialogues if d.split != "test"], dialogues)
+        learn_from = [d for d in dialogues if d.split != "test" and self.reviews[1].mark(d) is not False]
+        scores = self._scores(learn_from, dialogues)
         doubtful = [d for some in self._by_aspect(dialogues) for d in self._nearest(some, scores)]
         doubtful += self._nearest([d for d in dialogues if d.split == "test"], scores)
         self.reviews[1].ask(doubtful, self.schema)

@@ -168,6 +168,10 @@ class Schema:
                 words.append(aspect if shared[_key(aspect)] == 1 else f"{attribute.name}={aspect}")
         return ", ".join(words)
 
+    def tag(self, labels: Sequence[int]) -> dict[str, str]:
+        """{attribute: aspect} of what is known, by which a line of data names its aspects."""
+        return {a.name: a.aspects[i] for a, i in zip(self.attributes, labels, strict=True) if i != UNKNOWN}
+
     def personalities(self) -> list[tuple[int, ...]]:
         """Every combination of one aspect per attribute, in the order of ids. Raises UserError for too many."""
         if (number := math.prod(self.sizes)) > MOST_PERSONALITIES:

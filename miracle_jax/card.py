@@ -7,8 +7,8 @@ from typing import Any
 
 from miracle_jax import __version__, overview
 from miracle_jax.attributes import Schema
-from miracle_jax.cleaning import SPLITS, Dialogue, Drops, aspects_of_topics
-from miracle_jax.dataset import Instance
+from miracle_jax.cleaning import Dialogue, Drops, aspects_of_topics
+from miracle_jax.dataset import SPLITS, Instance
 from miracle_jax.errors import printable
 from miracle_jax.reading import kind
 
@@ -47,7 +47,7 @@ def stages(total: int, drops: Drops) -> list[dict[str, Any]]:
 def contents(dialogues: Sequence[Dialogue], schema: Schema) -> dict[str, Any]:
     """What the corpus has: the figures of the paper's Table 7, dialogues of every aspect, and the balance of topics."""
     whole = [Instance(d.questions, d.answers, d.topic, d.labels) for d in dialogues]
-    by_split = {s: [i for i, d in zip(whole, dialogues, strict=True) if d.split == s] for s in reversed(SPLITS)}
+    by_split = {s: [i for i, d in zip(whole, dialogues, strict=True) if d.split == s] for s in SPLITS}
     table7, aspects, topics = {}, {}, {}
     groups = aspects_of_topics(dialogues)
     for a, attribute in enumerate(schema.attributes):
@@ -130,7 +130,7 @@ def markdown(card: dict[str, Any]) -> str:
         _table(
             ["attribute", "aspect", "train", "validation", "test"],
             [
-                [name, aspect, *(f"{counts[s]:,}" for s in ("train", "validation", "test"))]
+                [name, aspect, *(f"{counts[s]:,}" for s in SPLITS)]
                 for name, aspects in card["aspects"].items()
                 for aspect, counts in aspects.items()
             ],

@@ -23,7 +23,7 @@ import numpy as np
 
 from miracle_jax import hub, imports, reading
 from miracle_jax.attributes import Attribute, Schema
-from miracle_jax.dataset import Instance
+from miracle_jax.dataset import SPLITS, Instance
 from miracle_jax.errors import UserError
 from miracle_jax.messages import TURNS, Turn, check, joined
 from miracle_jax.reading import kind
@@ -117,7 +117,7 @@ def convert(source: str, options: Options, written: imports.Written) -> str:
                 if replies:
                     whole = Instance(tuple(questions[: len(replies)]), tuple(replies), conversation.prompt, labels)
                     written.dialogue(split, whole, options.turns)
-    people = [len({person for c, of in kept if of == split for person in c.people}) for split in imports.SPLITS]
+    people = [len({person for c, of in kept if of == split for person in c.people}) for split in SPLITS]
     return (
         "Source: chitchat-dataset, conversations between people (BYU Perception, Control & Cognition lab), from "
         f"{source}. Licence: MIT. {about} There are {people[0]:,} people in train, {people[1]:,} in validation and "

@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from miracle_jax import cleaning, judge, reading, storage
+from miracle_jax import cleaning, dataset, reading, storage
 from miracle_jax.attributes import UNKNOWN, Schema
 from miracle_jax.cleaning import Dialogue, Drops, Rules, single
 from miracle_jax.command_line import parse, split_words
 from miracle_jax.errors import UserError, one_sentence
-from miracle_jax.instructions import ANSWER_WORDS, QUESTION_WORDS, SENTENCES
+from miracle_jax.instructions import ANSWER_WORDS, QUESTION_WORDS, SENTENCES, Instructions
 from miracle_jax.reviews import Reviews
 
 COMMAND = "python -m miracle_jax.clean DIR --out OUT"
@@ -53,11 +53,11 @@ class Options:
     near_duplicates: float = 0.7
     """Share of two dialogues' shingles from which on they are near duplicates, 0.3 to 0.95; 0: exact ones only."""
     language: str = "en"
-    """ISO 639-1 code. Empty: any."""
+    """ISO 639-1 code of a language with blanks between its words. Empty: any."""
     review: int = 100
     """Dialogues of an aspect in a review file. Judges of round 1 learn from the first file's."""
     min_score: float = 0.5
-    """Mean probability of its aspect, below which a dialogue is dropped. 0: none is."""
+    """Probability of its aspect against the likeliest other, below which a dialogue is dropped. 0: none is."""
     encoder: str = ""
     """BERT checkpoint on which judges have their heads: a hub name, a folder, or package:NAME/PATH. Empty: TF-IDF."""
     toxicity: str = ""
@@ -87,9 +87,10 @@ class Options:
         if self.min_turns > cleaning.MOST_TURNS:
             raise UserError(f"--min-turns {self.min_turns}: dialogues are cut to {cleaning.MOST_TURNS} turns")
 
-    @property
-    def rules(self) -> Rules:
-        return Rules(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Rules)})
+    def rules(self, examples: frozenset[str] = frozenset()) -> Rules:
+        """examples: as Rules has them."""
+        given = dataclasses.asdict(self) | {"examples": examples}
+        return Rules(**{field.name: given[field.name] for field in dataclasses.fields(Rules)})
 
 
 def clean(folder: str | Path, options: Options) -> tuple[dict[str, Any], Schema]:
@@ -106,7 +107,8 @@ def clean(folder: str | Path, options: Options) -> tuple[dict[str, Any], Schema]
     with storage.locked(out, "--out"):
         ours = _ours(out, files)
         reviews = [Reviews(out / name) for name in REVIEWS]
-        dialogues, drops, card = _stages(folder / "transcripts.jsonl", schema, reviews, options)
+        rules = options.rules(_examples(folder / "schema.toml"))
+        dialogues, drops, card = _stages(folder / "transcripts.jsonl", schema, rules, reviews, options)
         card = _card(settings, options, dialogues, schema, card, files)
         for left in out.glob(".clean-*"):  # by one that was killed
             shutil.rmtree(left)
@@ -122,29 +124,37 @@ def clean(folder: str | Path, options: Options) -> tuple[dict[str, Any], Schema]
     return card, schema
 
 
+def _examples(schema: Path) -> frozenset[str]:
+    try:
+        return cleaning.examples(Instructions.load(schema))
+    except UserError:  # a schema without instructions: the dialogues are from elsewhere
+        return frozenset()
+
+
 def _stages(
-    journal: Path, schema: Schema, reviews: list[Reviews], options: Options
+    journal: Path, schema: Schema, rules: Rules, reviews: list[Reviews], options: Options
 ) -> tuple[list[Dialogue], Drops, dict[str, Any]]:
     """(what is left, what was dropped, what the card says of it)."""
     from miracle_jax import aspects, card, toxicity  # they import JAX
 
     drops = Drops()
-    dialogues = cleaning.read(journal, schema, options.rules, drops)
+    # First what flags name, which can be wrong.
+    in_language = cleaning.language_filter(options.language, drops) if options.language else list
+    learn = aspects.learner(options.encoder, options.seed)
+    score, toxic = toxicity.scorer(options.toxicity, learn, options.seed) if options.toxicity else (None, {})
+    dialogues = cleaning.read(journal, schema, rules, drops)
     total = len(dialogues) + sum(not drop.kept_turns for drop in drops)
     if not total:
         raise UserError(f"{journal} has no dialogues; collect some with python -m miracle_jax.collect")
     dialogues = cleaning.without_duplicates(dialogues, options.near_duplicates, drops)
-    if options.language:
-        dialogues = list(cleaning.in_language(dialogues, options.language, drops))
-    learn = aspects.learner(options.encoder, options.seed)
-    score, toxic = toxicity.scorer(options.toxicity, learn, options.seed) if options.toxicity else (None, {})
+    dialogues = in_language(dialogues)
     rounds = aspects.Rounds(schema, learn, tuple(reviews), options.review, options.min_score, options.seed, drops)
     dialogues = rounds.second(rounds.first(dialogues))
     if score:
         dialogues = toxicity.without_toxic(dialogues, score, options.max_toxicity, drops)
     if options.balance:
         dialogues = cleaning.balanced(dialogues, schema, options.seed, drops)
-    facts = {"stages": card.stages(total, drops), "judges": rounds.facts, "folds": judge.FOLDS, "toxicity": toxic}
+    facts = {"stages": card.stages(total, drops), "judges": rounds.facts, "folds": aspects.FOLDS, "toxicity": toxic}
     facts["reviews"] = {review.path.name: review.counts() for review in reviews}
     return dialogues, drops, facts
 
@@ -234,9 +244,11 @@ def _told(card: dict[str, Any], schema: Schema, out: str) -> str:
     for number, facts in enumerate(card["judges"], 1):
         lines += [f"round {number}, {name}: no judges: {f['reason']}" for name, f in facts.items() if f["reason"]]
     for name, counts in card["reviews"].items():
-        todo = "; write y or n into its column keep, and give the same command again" * (not counts["marked"])
+        ask = counts["dialogues"] and not counts["marked"]
+        todo = "; write y or n into its column keep, and give the same command again" if ask else ""
         unused = f", of which {counts['unused']:,} belong to no dialogue that came this far" * (counts["unused"] > 0)
-        lines.append(f"{name}: {counts['dialogues']:,} dialogues, {counts['marked']:,} marked{unused}{todo}")
+        number = dataset.count(counts["dialogues"], "dialogue")
+        lines.append(f"{name}: {number}, {counts['marked']:,} marked{unused}{todo}")
 
     def flags(split):
         there = [name for name in schema.names if card["table7"][name][split]["dialogues"]]

@@ -8,29 +8,34 @@ dialogue resembles one of the test.
 import hashlib
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from miracle_jax import transcripts
 from miracle_jax.attributes import UNKNOWN, Schema
-from miracle_jax.dataset import NOT_UNICODE, is_unicode
+from miracle_jax.dataset import NOT_UNICODE, SPLITS, is_unicode
 from miracle_jax.errors import UserError, printable
+from miracle_jax.instructions import Instructions
 from miracle_jax.journal import FAILED, read_journal
+from miracle_jax.responses import CUT_OFF
 
-SPLITS = ("test", "validation", "train")
-"""In the order in which dialogues are cleaned."""
+ORDER = SPLITS[::-1]
+"""Of the splits, in which dialogues are cleaned: test first."""
 MOST_TURNS = 20
 """Turns of a dialogue. Each of its beginnings becomes an instance, so that the instances grow with the square."""
 WORD_LENGTH = 20
 """Characters of a word, on average over a turn, at most."""
+EXAMPLE_WORDS = 6
+"""Of a sentence of an example, from which on an answer that has it counts as a copy."""
 SHINGLE = 3
 """Words of a shingle."""
 PERMUTATIONS = 64
 """Of a MinHash."""
 MOST_CANDIDATES = 50
 """Dialogues that one is compared with."""
+UNSPACED = ("zh", "ja", "th", "lo", "km", "my")
 LONGEST_REASON = 200
 MISSING = "{} is not installed; run bash launch/setup.sh corpus (or pip install 'miracle-jax[corpus]')"
 
@@ -103,14 +108,17 @@ def read(path: str | Path, schema: Schema, rules: "Rules", drops: Drops) -> list
         except transcripts.Unparseable as error:
             drops.add(name, "parsing", str(error), text)
             continue
-        kept, reason = rules.turns(questions, answers)
+        whole = len(answers) - (record.get("finish") == CUT_OFF)
+        kept, reason = rules.turns(questions[:whole], answers[:whole])
+        if not reason and whole < len(answers):
+            reason = "an answer that was cut off (--max-tokens)"
         if reason:
             cut = turns_text(questions[kept:], answers[kept:])
             kept = kept if kept >= rules.min_turns else 0
             drops.add(name, "rules", reason, cut if kept else turns_text(questions, answers), kept_turns=kept)
         if kept:
             found.append(Dialogue(name, split, labels, topic, questions[:kept], answers[:kept]))
-    return sorted(found, key=lambda d: (SPLITS.index(d.split), d.id))
+    return sorted(found, key=lambda d: (ORDER.index(d.split), d.id))
 
 
 def _facts(record: dict[str, Any], schema: Schema, known: dict, where: str) -> tuple[str, tuple[int, ...], str]:
@@ -145,6 +153,8 @@ class Rules:
     max_answer_words: int
     max_question_words: int
     max_sentences: int
+    examples: frozenset[str] = frozenset()
+    """Sentences of the instructions' examples, as `normal` has them, which small models copy."""
 
     def turns(self, questions: Sequence[str], answers: Sequence[str]) -> tuple[int, str]:
         """How many turns from the beginning keep to the rules, and what the next one breaks, or the whole dialogue;
@@ -155,6 +165,8 @@ class Rules:
             said = normal(answer)
             if not reason and said in earlier:
                 reason = "an answer that repeats an earlier one"
+            if not reason and any(sentence in said for sentence in self.examples):
+                reason = "an answer that copies the example"
             if reason:
                 return turn, reason
             earlier.add(said)
@@ -183,6 +195,13 @@ class Rules:
 def _sentences(text: str) -> int:
     ends = [found.end() for found in SENTENCE_END.finditer(text)]
     return len(ends) + (not ends or ends[-1] < len(text))
+
+
+def examples(instructions: Instructions) -> frozenset[str]:
+    """The sentences of all examples that are long enough to be nobody else's."""
+    answers = [told.answer for of in instructions.descriptions for told in of]
+    found = {normal(sentence) for answer in answers for sentence in SENTENCE_END.split(answer)}
+    return frozenset(sentence for sentence in found if len(sentence.split()) >= EXAMPLE_WORDS)
 
 
 def normal(text: str) -> str:
@@ -247,8 +266,11 @@ def _shingles(dialogue: Dialogue) -> set[str]:
     return {" ".join(words[i : i + SHINGLE]) for i in range(max(len(words) - SHINGLE + 1, 1))}
 
 
-def in_language(dialogues: Sequence[Dialogue], language: str, drops: Drops) -> Iterator[Dialogue]:
-    """Those that py3langid takes for this language. Raises UserError for one that it does not know."""
+def language_filter(language: str, drops: Drops) -> Callable[[Sequence[Dialogue]], list[Dialogue]]:
+    """What keeps the dialogues that py3langid takes for this language. Raises UserError for one that it does not know,
+    or whose words have no blanks between them: all rules count words."""
+    if language in UNSPACED:
+        raise UserError(f"--language {language}: no rule fits a language without blanks between its words")
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError:
@@ -256,12 +278,14 @@ def in_language(dialogues: Sequence[Dialogue], language: str, drops: Drops) -> I
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
     if language not in identifier.labels:
         raise UserError(f"--language {language}: unknown; there are {', '.join(sorted(identifier.labels))}")
-    for dialogue in dialogues:
+
+    def kept(dialogue: Dialogue) -> bool:
         found, _ = identifier.classify(" ".join(dialogue.questions + dialogue.answers))
-        if found == language:
-            yield dialogue
-        else:
+        if found != language:
             drops.add(dialogue.id, "language", f"language {found}", dialogue.text)
+        return found == language
+
+    return lambda dialogues: list(filter(kept, dialogues))
 
 
 def balanced(dialogues: Sequence[Dialogue], schema: Schema, seed: int, drops: Drops) -> list[Dialogue]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from miracle_jax import asking, reading, storage, transcripts
-from miracle_jax.attributes import UNKNOWN, Schema
+from miracle_jax.attributes import UNKNOWN
 from miracle_jax.command_line import parse
 from miracle_jax.endpoint import Endpoint, Job, Settings
 from miracle_jax.errors import Problems, UserError, one_sentence, refuse
@@ -117,7 +117,7 @@ def jobs(instructions: Instructions, topics: Split, per_topic: int) -> tuple[Ite
 
 
 def _job(instructions: Instructions, labels: Sequence[int], split: str, topic: str, number: str) -> Job:
-    tag = _tag(instructions.schema, labels)
+    tag = instructions.schema.tag(labels)
     name = ",".join(f"{attribute}={aspect}" for attribute, aspect in tag.items())
     return Job(
         f"{split}/{name}/{number}",
@@ -125,10 +125,6 @@ def _job(instructions: Instructions, labels: Sequence[int], split: str, topic: s
         transcripts.parse,
         {"split": split, "tag": tag, "topic": topic},
     )
-
-
-def _tag(schema: Schema, labels: Sequence[int]) -> dict[str, str]:
-    return {a.name: a.aspects[i] for a, i in zip(schema.attributes, labels, strict=True) if i != UNKNOWN}
 
 
 def begin(folder: Path, options: Options, instructions: Instructions, topics: Split) -> None:
@@ -163,8 +159,11 @@ def main(argv: list[str] | None = None) -> None:
     with one_sentence():
         began = time.monotonic()
         argv = sys.argv[1:] if argv is None else argv
-        totals = collect(parse(Options(), argv, "python -m miracle_jax.collect", __doc__))
+        options = parse(Options(), argv, "python -m miracle_jax.collect", __doc__)
+        totals = collect(options)
         print(f"{totals}\nthis run took {time.monotonic() - began:,.0f} s")
+        if totals.failed and not totals.done:
+            raise UserError(f"{options.out} has no dialogue: every job has failed, for the reasons above")
 
 
 if __name__ == "__main__":

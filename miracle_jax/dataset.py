@@ -22,6 +22,7 @@ from miracle_jax.errors import Problems, UserError, one_sentence
 from miracle_jax.reading import kind
 
 BUNDLED = Path(__file__).with_name("corpus")
+SPLITS = ("train", "validation", "test")
 
 Source = tuple[str | None, str]
 """(attribute, path). Attribute None: each instance names its attributes in `tag`."""

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping
@@ -30,6 +31,8 @@ SHORTEST_KEY = 8
 LONGEST_BACKOFF = 60.0
 LONGEST_WAIT = 600.0
 """Seconds between two requests for an answer by our own choice, and at the endpoint's wish (Retry-After)."""
+MOST_PUT_OFF = 100
+"""Requests for an answer that the endpoint puts off, until they count as tries."""
 FIRST_CONTACT = 3
 """Connections that fail before the first answer at all, until the endpoint counts as absent."""
 IN_A_ROW = 20
@@ -45,7 +48,8 @@ class Settings:
     model: str = ""
     """What the endpoint calls it."""
     key_variable: str = ""
-    """Environment variable with the key. Empty: OPENAI_API_KEY, and no key where that is not set, for local servers."""
+    """Environment variable with the key. Empty: OPENAI_API_KEY, and no key where that is not set, or the endpoint is a
+    plain http:// one of another machine."""
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 1000
@@ -61,7 +65,8 @@ class Settings:
     timeout: float = 120.0
     """Seconds that an answer may take, from the connection to its last byte."""
     tries: int = 8
-    """Requests for an answer, where none comes or none that can be read."""
+    """Requests for an answer, where none comes or none that can be read. Those that the endpoint puts off (429 with
+    Retry-After) do not count while they cost less than ten minutes."""
     attempts: int = 3
     """Answers of which one has to be usable."""
     backoff: float = 1.0
@@ -71,7 +76,7 @@ class Settings:
     price_out: float = 0.0
     """USD per million tokens of answers."""
     budget: float = 0.0
-    """USD, earlier runs included, after which nothing is begun; what is in flight is still paid. 0: no limit"""
+    """USD, earlier runs included, after which no job is begun; those in flight are still paid. 0: no limit"""
     limit: int = 0
     """Jobs asked in this run; 0: all."""
     again: Literal["", "failed"] = ""
@@ -107,12 +112,21 @@ class Settings:
     def key(self) -> str:
         """The key in the environment; empty: none. Raises UserError where there is none but should be."""
         name = self.key_variable or KEY_VARIABLE
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]{0,99}", name) or name.startswith("sk_"):
+            raise UserError("--key-variable takes the name of an environment variable, and not the key itself")
+        if not self.key_variable and not self._safe():
+            return ""
         key = os.environ.get(name, "").strip()
         if self.key_variable and not key:
             raise UserError(f"--key-variable {name}: there is no such environment variable, or it is empty; export it")
         if not (key.isascii() and key.isprintable()) or " " in key:
             raise UserError(f"what the environment variable {name} holds is no key: it has blanks or other characters")
         return key
+
+    def _safe(self) -> bool:
+        """Whether nobody on the way can read what is sent."""
+        parts = urllib.parse.urlsplit(self.endpoint)
+        return parts.scheme == "https" or parts.hostname in ("localhost", "127.0.0.1", "::1")
 
     def parameters(self) -> dict[str, Any]:
         """Of every request, but for its seed; None stands for what is not sent."""
@@ -168,11 +182,18 @@ class Endpoint:
             ) from None
         settings.check()
         self.settings, self._key, self._openai = settings, settings.key(), openai
-        self._client = openai.AsyncOpenAI(
-            base_url=settings.endpoint, api_key=self._key or "none", max_retries=0,
-            default_headers={"Accept-Encoding": "identity"},
-            http_client=responses.http_client(settings.timeout, settings.in_flight),
-        )  # fmt: skip
+        try:
+            self._client = openai.AsyncOpenAI(
+                base_url=settings.endpoint, api_key=self._key or "none", max_retries=0,
+                default_headers={"Accept-Encoding": "identity"},
+                http_client=responses.http_client(settings.timeout, settings.in_flight),
+            )  # fmt: skip
+            self._client.base_url.join("x").host  # noqa: B018 - raises InvalidURL
+        except (ImportError, ValueError, OSError, responses.invalid_url()) as error:
+            raise UserError(
+                f"{settings.endpoint} cannot be asked: {first_line(error)}; look at the URL and at the environment's "
+                "proxies and certificates (ALL_PROXY, SSL_CERT_FILE)"
+            ) from None
         per_minute = settings.requests_per_minute
         self._limiter = aiolimiter.AsyncLimiter(1, 60 / per_minute) if per_minute else contextlib.nullcontext()
         self._not_before = 0.0
@@ -227,15 +248,20 @@ class Endpoint:
         """Raises responses.Again when the tries are used up, and responses.Hopeless."""
         number = counts["attempts"]
         seed = int.from_bytes(hashlib.sha256(f"{self.settings.seed}/{job.id}/{number}".encode()).digest()[:4]) >> 1
-        for attempt in range(self.settings.tries):
+        attempt, put_off, until = 0, 0, time.monotonic() + LONGEST_WAIT
+        while True:
             counts["requests"] += 1
             try:
                 return await self._request(job, seed)
             except responses.Again as error:
                 self._hold(error)
-                if attempt + 1 == self.settings.tries:
+                if error.wait and put_off < MOST_PUT_OFF and time.monotonic() < until:
+                    put_off += 1  # _turn waits
+                    continue
+                attempt += 1
+                if attempt == self.settings.tries:
                     raise
-            await self._back_off(attempt)
+            await self._back_off(attempt - 1)
 
     async def _back_off(self, attempt: int) -> None:
         """Exponential, with full jitter."""
@@ -264,7 +290,7 @@ class Endpoint:
         """One request. Raises responses.Again and responses.Hopeless."""
         settings, openai = self.settings, self._openai
         parameters = {k: v for k, v in ({"seed": seed} | settings.parameters()).items() if v is not None}
-        late = f"no answer within {settings.timeout:g} s"
+        late = f"no answer within {settings.timeout:g} s (--timeout, --in-flight)"
         await self._turn()
         try:
             async with asyncio.timeout(settings.timeout):

@@ -26,7 +26,6 @@ from miracle_jax.dataset import Instance
 from miracle_jax.errors import Problems, UserError, printable
 
 COMMAND = "python -m miracle_jax.dataset import"
-SPLITS = ("train", "validation", "test")
 HELD_OUT = {"dev": "validation", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 """Words in the name of a file that is not for training -> its split."""
 RELEASED_NAMES = {"l": "language_style", "languagestyle": "language_style", "a": "attitude",
@@ -97,14 +96,14 @@ class Written:
         if split not in self._file:
             self.counts[split] = Counter()
             self._file[split] = self._files.enter_context((self._folder / f"{split}.jsonl").open("wb"))
-        tag = {a.name: a.aspects[i] for a, i in zip(self.schema.attributes, labels, strict=True) if i != UNKNOWN}
-        record = {"input": questions, "output": replies, "personas": topic, "tag": tag or None}
+        tag = self.schema.tag(labels) or None
+        record = {"input": questions, "output": replies, "personas": topic, "tag": tag}
         self._file[split].write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
         self.counts[split][tuple(labels)] += 1
 
     def table(self) -> str:
         """The counts in Markdown."""
-        splits = [split for split in SPLITS if split in self.counts]
+        splits = [split for split in dataset.SPLITS if split in self.counts]
         rows = [("", *(f"{split}.jsonl" for split in splits)), ("---", *("---:" for _ in splits))]
         if self.dialogues:
             rows.append(("dialogues", *(f"{self.dialogues[split]:,}" for split in splits)))

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from miracle_jax import attributes, storage
+from miracle_jax import attributes, reading, storage
 from miracle_jax.attributes import UNKNOWN, Schema
 from miracle_jax.errors import refuse
 
@@ -73,6 +73,8 @@ class Instructions:
         tables = tomllib.loads(text)["attribute"]
         problems, descriptions = [], []
         for attribute, table in zip(schema.attributes, tables, strict=True):
+            if not reading.is_name(f"{attribute.name}.jsonl"):
+                problems.append(f"{attribute.name}: files of the corpus are named by it, which this name cannot")
             given = table.get("instructions", {})
             if not isinstance(given, dict):
                 problems.append(f"{attribute.name}: instructions are tables [attribute.instructions.ASPECT]")

@@ -8,6 +8,7 @@ and whoever appends takes it away first.
 """
 
 import codecs
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -82,10 +83,16 @@ class Journal:
         """The record is on the disk when this returns. Raises UserError where the disk is full; what is there already
         is intact then."""
         line = json.dumps(record).encode() + b"\n"
-        with self._disk():
-            while line:  # a disk that fills up takes a part of it
-                line = line[self._file.write(line) :]
-            os.fsync(self._file.fileno())
+        before = self._file.seek(0, os.SEEK_END)
+        try:
+            with self._disk():
+                while line:  # a disk that fills up takes a part of it
+                    line = line[self._file.write(line) :]
+                os.fsync(self._file.fileno())
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self._file.truncate(before)  # others may still append
+            raise
 
     def _whole(self) -> int:
         """Bytes up to the last line break: a line that was torn is not counted."""

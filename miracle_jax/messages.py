@@ -18,7 +18,8 @@ from miracle_jax.reading import kind
 
 TURNS = 8
 """Turns of a dialogue. An encoder of 512 tokens seldom sees more."""
-ASKS = {"user": True, "human": True, "assistant": False, "gpt": False, "system": None}
+ASKS = {"user": True, "human": True, "assistant": False, "gpt": False, "chatgpt": False, "bing": False, "bard": False,
+        "system": None, "developer": None}  # fmt: skip
 """Role -> whether it asks; None: is left out."""
 
 Turn = tuple[object, str]

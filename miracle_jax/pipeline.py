@@ -125,10 +125,10 @@ class Batches:
     """The training batches: `batches[step]` for any step >= 0, a pure function of the seed and the step.
 
     Each micro-batch holds every attribute in proportion to its instances, and at least once; instances of which no
-    aspect is known are drawn as those of one more attribute. Within an attribute the
-    instances of an epoch are shuffled, then sorted by bucket, and micro-batch k takes the k-th slice of every
-    attribute, so micro-batches hold instances of similar length; the bucket of a step is the largest that one of its
-    rows needs. Then the steps are shuffled. An attribute with fewer instances than places repeats some.
+    aspect is known are drawn as those of one more attribute. Within an attribute the instances of an epoch are
+    shuffled, then sorted by bucket, and micro-batch k takes the k-th slice of every attribute, so micro-batches hold
+    instances of similar length; the bucket of a step is the largest that one of its rows needs. Then the steps are
+    shuffled. An attribute with fewer instances than places repeats some.
     """
 
     def __init__(
@@ -158,10 +158,10 @@ class Batches:
         # in the losses it counts for all of them.
         known = examples.labels != UNKNOWN
         rarest = np.where(known, known.sum(axis=0), len(examples) + 1).argmin(axis=1)
+        rarest[~known.any(axis=1)] = known.shape[1]
         for attribute in np.setdiff1d(np.flatnonzero(known.any(axis=0)), rarest):
             # It occurs only beside rarer ones; every second of its instances is drawn for its sake.
             rarest[np.flatnonzero(known[:, attribute])[1::2]] = attribute
-        rarest[~known.any(axis=1)] = known.shape[1]
         self._strata = [np.flatnonzero(rarest == attribute) for attribute in np.unique(rarest)]
         if len(self._strata) > rows:
             attributes = int(known.any(axis=0).sum())
@@ -272,18 +272,20 @@ def evaluation_batches(
     batch_size: int,
     own: np.ndarray | None = None,
     columns: dict[str, np.ndarray] | None = None,
+    among: np.ndarray | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches (B, ...) that hold every instance once, in the order of their buckets.
 
     Beside a training batch's arrays they have `turn` (B,), the number of questions in the context, and `weight` (B,)
     float32: 1, or 0 for the rows that fill up the last batch, which have no labels and no reply either.
 
-    own: as of `Batches`.
+    own: as of `Batches`. among: (N,) bool, the instances that count; None: all.
     """
     own = slice(None) if own is None else own
     bucket_of = assign_buckets(examples.lengths, buckets)
     widths = widths_of(examples, bucket_of, buckets)
     order = np.argsort(bucket_of, kind="stable")
+    order = order if among is None else order[among[order]]
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
         bucket = widths[bucket_of[indices].max()]

@@ -24,7 +24,7 @@ from miracle_jax.command_line import parse
 from miracle_jax.endpoint import Endpoint, Job, Settings
 from miracle_jax.errors import UserError, one_sentence
 from miracle_jax.instructions import Instructions
-from miracle_jax.journal import read_journal
+from miracle_jax.journal import DONE, read_journal
 from miracle_jax.predictions import LONGEST_REPLY
 
 SETTINGS, JOURNAL, REPLIES = "prompting.json", "answers.jsonl", "replies.jsonl"
@@ -43,6 +43,8 @@ class Options(Settings):
     """`labelled`: what each line's `tag` says; `all`: every combination, for evaluate's --counterfactual."""
     schema: str = ""
     """TOML file of the attributes and the descriptions of their aspects. Empty: the paper's three."""
+    give_up: bool = False
+    """Leaves the replies to contexts that have failed empty, which counts against the model."""
     out: str = ""
     """Folder for the answers."""
 
@@ -92,17 +94,19 @@ def answer(options: Options) -> asking.Totals:
     with storage.locked(folder, "--out"):
         asking.pin(folder / SETTINGS, facts, folder / JOURNAL)
         totals = asking.run(endpoint, jobs, len(by_id), folder / JOURNAL)
-        if len(totals.done) == totals.number:
+        if len(totals.done) + len(totals.failed) * options.give_up == totals.number:
             _write(folder, by_id)
         return totals
 
 
 def _write(folder: Path, tasks: dict[str, dict[str, Any]]) -> None:
-    replies = {record["id"]: record["text"].strip() for record in read_journal(folder / JOURNAL)}
+    done = (record for record in read_journal(folder / JOURNAL) if record["status"] == DONE)
+    replies = {record["id"]: record["text"].strip() for record in done}
     path = folder / REPLIES
     with storage.disk_errors(str(path), "all answers are kept"), storage.replacing(path) as file:
         for i, task in tasks.items():
-            line = {name: task[name] for name in ("id", "input", "output", "personality")} | {"reply": replies[i]}
+            line = {name: task[name] for name in ("id", "input", "output", "personality")}
+            line["reply"] = replies.get(i, "")
             file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
 
 
@@ -113,9 +117,14 @@ def main(argv: list[str] | None = None) -> None:
         totals = answer(options)
         print(totals)
         replies = Path(options.out) / REPLIES
-        if left := totals.number - len(totals.done):
-            raise UserError(f"{left:,} contexts have no answer, so {replies} is not written; run the command again")
-        print(f"wrote {replies}; score it: python -m miracle_jax.evaluate RUN --predictions NAME={replies}")
+        failed = len(totals.failed)
+        if left := totals.number - len(totals.done) - failed * options.give_up:
+            raise UserError(
+                f"{left:,} contexts have no answer, so {replies} is not written; run the command again, with --again "
+                "failed for those that failed, or with --give-up True to leave their replies empty"
+            )
+        print(f"wrote {replies}" + f", {failed:,} of its replies empty" * bool(failed))
+        print(f"score it: python -m miracle_jax.evaluate RUN --predictions NAME={replies}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ LONGEST_TEXT = 100_000
 """Characters of an answer's text."""
 CONNECT = 10.0
 """Seconds to connect within."""
+CUT_OFF = "length"
+"""How an answer finishes that had no more tokens."""
 COUNTS = ("attempts", "requests", "prompt_tokens", "completion_tokens")
 """Of a record."""
 
@@ -91,6 +93,13 @@ def http_client(timeout: float, connections: int):
     )  # fmt: skip
 
 
+def invalid_url() -> type[Exception]:
+    """What httpx raises for a URL that it cannot take; a type of no other family."""
+    import httpx2
+
+    return httpx2.InvalidURL
+
+
 def count(record: Mapping[str, Any], name: str) -> int:
     """A number from 0 that others wrote; 0 where it is none."""
     value = record.get(name)
@@ -111,7 +120,13 @@ def read_answer(body: bytes) -> Answer:
     usage = usage if isinstance(usage, dict) else {}
     text, finish, refusal = (value if isinstance(value, str) else "" for value in
                              (content, choice.get("finish_reason"), message.get("refusal")))  # fmt: skip
-    return Answer(text, finish[:40], refusal, count(usage, "prompt_tokens"), count(usage, "completion_tokens"))
+    return Answer(_said(text), finish[:40], refusal, count(usage, "prompt_tokens"), count(usage, "completion_tokens"))
+
+
+def _said(text: str) -> str:
+    """A text without what a model thought before it spoke, where its server leaves that in."""
+    thought, end, said = text.lstrip().partition("</think>")
+    return (said.lstrip() if end else "") if thought.startswith("<think>") else text
 
 
 def check(answer: Answer) -> None:
@@ -119,7 +134,8 @@ def check(answer: Answer) -> None:
     if answer.refusal or answer.finish == "content_filter":
         raise ValueError(f"refused: {answer.refusal or answer.finish}")
     if not answer.text.strip():
-        raise ValueError("the answer is empty")
+        cut = ": it was cut off before it began (--max-tokens)" * (answer.finish == CUT_OFF)
+        raise ValueError("the answer is empty" + cut)
     if len(answer.text) > LONGEST_TEXT:
         raise ValueError(f"the answer has more than {LONGEST_TEXT:,} characters")
     if not dataset.is_unicode(answer.text):

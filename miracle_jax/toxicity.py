@@ -1,17 +1,19 @@
 """Toxic dialogues: a judge that learned from labelled comments (appendix A.2), or the package detoxify.
 
-The comments are CSV in the form of the Jigsaw Toxic Comment Classification Challenge: id, comment_text and six columns
-of 0 and 1, of which any makes a comment toxic.
+The comments are CSV in the form of the Jigsaw Toxic Comment Classification Challenge: comment_text and six columns of 0
+and 1, of which any makes a comment toxic; rows of -1, which are not labelled, are left out. A judge learns from as many
+of each class as it can; what it then says is for comments of which as many are toxic as in the file.
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from miracle_jax import judge, reading, sheets
-from miracle_jax.aspects import MOST_ANSWERS, Learn
+from miracle_jax import reading, sheets
+from miracle_jax.aspects import FOLDS, MOST_ANSWERS, Learn, reweighted
 from miracle_jax.cleaning import Dialogue, Drops, drawn
 from miracle_jax.errors import UserError
 
@@ -33,31 +35,36 @@ def scorer(source: str, learn: Learn, seed: int) -> tuple[Toxicity, dict]:
     """
     if source == DETOXIFY:
         return _detoxify(), {"source": DETOXIFY}
-    classes = [
-        heapq.nsmallest(MOST_ANSWERS, _texts(source, toxic), key=lambda text: drawn(seed, text)) for toxic in (0, 1)
-    ]
+    counts, classes = Counter(), []
+    for toxic in (0, 1):
+        texts = _texts(source, toxic, counts)
+        classes.append(heapq.nsmallest(MOST_ANSWERS, texts, key=lambda text: drawn(seed, text)))
     if min(map(len, classes)) < FEWEST:
-        counts = " and ".join(f"{len(c)} {name}" for c, name in zip(classes, ("harmless", "toxic"), strict=True))
-        raise UserError(f"{source} has {counts} comments; a judge needs at least {FEWEST} of both")
+        found = " and ".join(f"{len(c)} {name}" for c, name in zip(classes, ("harmless", "toxic"), strict=True))
+        raise UserError(f"{source} has {found} comments; a judge needs at least {FEWEST} of both")
     texts, labels = [*classes[0], *classes[1]], np.repeat([0, 1], [len(c) for c in classes])
-    fold, right = np.concatenate([np.arange(len(c)) % judge.FOLDS for c in classes]), 0
+    fold, right = np.concatenate([np.arange(len(c)) % FOLDS for c in classes]), np.zeros(len(texts))
     try:
-        for k in range(judge.FOLDS):
+        for k in range(FOLDS):
             inside, outside = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
             learned = learn([texts[i] for i in inside], labels[inside], 2)
-            right += np.sum(learned([texts[i] for i in outside]).argmax(axis=1) == labels[outside])
+            right[outside] = learned([texts[i] for i in outside]).argmax(axis=1) == labels[outside]
         whole = learn(texts, labels, 2)
     except ValueError:
         raise UserError(f"{source}: its comments have no words to learn from") from None
     facts = {
         "source": Path(source).name, "toxic": len(classes[1]), "harmless": len(classes[0]),
-        "accuracy": round(float(right) / len(texts), 4),
+        "accuracy": round(float(np.mean([right[labels == c].mean() for c in (0, 1)])), 4),
     }  # fmt: skip
-    return lambda some: whole(some)[:, 1], facts
+    learned, given = np.array([len(c) for c in classes]), np.array([counts[c] for c in (0, 1)])
+    return lambda some: reweighted(whole(some), learned, given)[:, 1], facts
 
 
-def _texts(path: str, toxic: int) -> Iterator[str]:
-    return (text for text, label in read_comments(path) if label == toxic)
+def _texts(path: str, toxic: int, counts: Counter) -> Iterator[str]:
+    for text, label in read_comments(path):
+        if label == toxic:
+            counts[label] += 1
+            yield text
 
 
 def read_comments(path: str | Path) -> Iterator[tuple[str, int]]:
@@ -68,8 +75,10 @@ def read_comments(path: str | Path) -> Iterator[tuple[str, int]]:
         raise UserError(f"{path} has {size:,} bytes; files like it are read up to {reading.LARGEST:,}")
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         try:
-            for line, row in sheets.rows_of(file, ("id", "comment_text", *KINDS)):
+            for line, row in sheets.rows_of(file, ("comment_text", *KINDS)):
                 values = {row[kind] for kind in KINDS}
+                if values == {"-1"}:
+                    continue
                 if not values <= {"0", "1"}:
                     wrong = sorted(values - {"0", "1"})[0]
                     raise UserError(f"{line}: a label is {wrong!r}; expected 0 or 1 in the columns {', '.join(KINDS)}")

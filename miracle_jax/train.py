@@ -269,8 +269,8 @@ def _train(config: Config, workdir: Path, held: contextlib.ExitStack) -> dict:
     mesh.check_batch(micro_batch, devices, "train.batch_size / train.accumulate")
     own = mesh.own_rows(micro_batch, devices)
 
-    def in_order(examples, columns=None):
-        for batch in pipeline.evaluation_batches(examples, config.data.buckets, micro_batch, own, columns):
+    def in_order(examples, columns=None, among=None):
+        for batch in pipeline.evaluation_batches(examples, config.data.buckets, micro_batch, own, columns, among):
             yield mesh.put_batch(batch, devices, batch_axis=0)
 
     batches = pipeline.Batches(
@@ -349,10 +349,9 @@ def _train(config: Config, workdir: Path, held: contextlib.ExitStack) -> dict:
     seen = prior_means(graphdef, params, validation)
     accuracy = {"joint": head_accuracy(heads_graph, params["heads"], seen, names)}
     refitted = params["heads"]
-    if config.train.refit_epochs and (corpus.train.labels >= 0).any():
-        learned_from = prior_means(graphdef, params, in_order(corpus.train, columns["train"]))
-        labelled = (learned_from["labels"] >= 0).any(axis=1)
-        learned_from = {name: column[labelled] for name, column in learned_from.items()}
+    labelled = (corpus.train.labels >= 0).any(axis=1)
+    if config.train.refit_epochs and labelled.any():
+        learned_from = prior_means(graphdef, params, in_order(corpus.train, columns["train"], labelled))
         refitted = refit(config, sizes, mesh.place(learned_from, mesh.replicated(devices)), keys.refit)
         accuracy["refit"] = head_accuracy(heads_graph, refitted, seen, names)
     heads = max(accuracy, key=lambda name: accuracy[name].get("mean", 0.0))

@@ -77,7 +77,7 @@ def parse(text: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if REFUSAL.match(start) or OUT_OF_CHARACTER.match(start):
         raise Unparseable("a refusal")
     lines = [line for part in text.splitlines() for line in INLINE.sub("\n", part).split("\n")]
-    speakers = _speakers([name for name, _ in map(_head, lines) if name])
+    speakers = _speakers(lines)
     return _pairs(_turns(lines, speakers), speakers)
 
 
@@ -101,18 +101,23 @@ def _head(line: str, start: int = 0) -> tuple[str, int]:
     return "", start
 
 
-def _speakers(names: list[str]) -> tuple[str, str]:
-    """(who asks, who answers) of the names that lines begin with."""
-    for pair in PAIRS:
-        if set(pair) <= set(names):
-            return pair
-    often = Counter(name for name in names if name not in NO_NAMES).most_common(3)
+def _speakers(lines: list[str]) -> tuple[str, str]:
+    """(who asks, who answers)."""
+    names, with_colon = [], Counter()
+    for line in lines:
+        name, end = _head(line)
+        if name and name not in NO_NAMES:
+            names.append(name)
+            with_colon[name] += ":" in line[:end] or "：" in line[:end]
+    often = [name for name, _ in Counter(names).most_common(2)]
     if len(often) < 2:
         raise Unparseable("fewer than two speakers")
-    if len(often) == 3 and often[2][1] == often[1][1]:
+    pair = next((pair for pair in PAIRS if set(pair) <= set(names)), tuple(sorted(often, key=names.index)))
+    # Once, a word before a colon is part of what somebody says; a letter is a speaker.
+    others = [name for name, number in with_colon.items() if name not in pair and number > (len(name) > 1)]
+    if others or pair not in PAIRS and len(with_colon) > 2 and len(names) == len(set(names)):
         raise Unparseable("more than two speakers")
-    two = [name for name, _ in often[:2]]
-    return tuple(sorted(two, key=names.index))
+    return pair
 
 
 def _turns(lines: list[str], speakers: tuple[str, str]) -> Iterator[tuple[str, str]]:

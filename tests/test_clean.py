@@ -1,6 +1,7 @@
 """From a collection to a corpus: every stage, the human pass, and the folder."""
 
 import csv
+import dataclasses
 import json
 import random
 import sys
@@ -11,12 +12,13 @@ import clean_scale
 import numpy as np
 import pytest
 
-from miracle_jax import clean, cleaning, dataset, reviews, toxicity
+from miracle_jax import aspects, clean, cleaning, dataset, reviews, toxicity
 from miracle_jax.attributes import Schema
 from miracle_jax.cleaning import Dialogue, Drops, Rules
+from miracle_jax.instructions import Instructions
 
 SCHEMA = Schema.load()
-RULES = clean.Options().rules
+RULES = clean.Options().rules()
 FLAGS = ["--review", "30"]
 
 
@@ -223,7 +225,7 @@ def test_what_the_command_cannot_use_is_one_sentence(collection, corpus, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"split": "dev"}, "record 'a': its split is 'dev'; expected test, validation, train"),
+        ({"split": "dev"}, "record 'a': its split is 'dev'; expected train, validation, test"),
         ({"topic": 5}, "record 'a': its topic is no text"),
         ({"topic": "\ud800"}, "half of a surrogate pair"),
         ({"tag": ["optimistic"]}, "its tag is no mapping"),
@@ -265,6 +267,97 @@ def test_a_dialogue_is_cut_before_the_first_turn_that_breaks_a_rule(question, an
     questions, answers = zip(GOOD, other, (question, answer), other, strict=True)
     assert RULES.turns(questions, answers) == (2, reason)
     assert Rules(1, 3, 99, 99, 9).turns(questions[:2], answers[:2]) == (2, "")
+
+
+def rounds_over(attribute, dialogues, sample=30):
+    """What is left after both rounds, with judges that learned from the dialogues, and the facts of the second."""
+    schema = Schema.from_toml(f'[[attribute]]\nname = "x"\naspects = {json.dumps(attribute)}\n')
+    nobody = (reviews.Reviews("/nowhere/1.csv"), reviews.Reviews("/nowhere/2.csv"))
+    rounds = aspects.Rounds(schema, aspects.learner("", 0), nobody, sample, 0.5, 0, Drops())
+    return rounds.second(rounds.first(dialogues)), rounds.facts[1]["x"]
+
+
+def said(aspect, number, strength, chance, words=6):
+    """A dialogue of one aspect. strength: the chance of a word to be of its aspect's vocabulary."""
+
+    def word():
+        return f"w{aspect}{chance.randrange(40)}" if chance.random() < strength else f"c{chance.randrange(200)}"
+
+    answers = tuple(" ".join(word() for _ in range(words)) for _ in range(4))
+    return Dialogue(f"train/{aspect}/{number}", "train", (aspect,), f"topic {number % 50}", ("Why?",) * 4, answers)
+
+
+@pytest.mark.parametrize("numbers", [(200, 200), (40, 200), (30, 60, 90, 120, 150)])
+def test_neither_rare_aspects_nor_many_are_dropped_for_it(numbers):
+    chance = random.Random(0)
+    dialogues = [said(aspect, i, 0.3, chance) for aspect, number in enumerate(numbers) for i in range(number)]
+    left, facts = rounds_over([f"a{i}" for i in range(len(numbers))], dialogues)
+    kept = Counter(d.labels[0] for d in left)
+    for aspect, number in enumerate(numbers):
+        assert kept[aspect] > 0.85 * number, (kept, facts)
+    assert facts["accuracy"] > 0.85
+
+
+def test_dialogues_of_another_aspect_than_their_label_are_dropped_in_several_aspects():
+    chance = random.Random(1)
+    dialogues = [said(aspect, i, 0.4, chance) for aspect in range(4) for i in range(60)]
+    wrong = [dataclasses.replace(said(0, i, 0.4, chance), id=f"wrong/{i}", labels=(3,)) for i in range(15)]
+    left, _ = rounds_over(list("abcd"), dialogues + wrong)
+    assert sum(d.id.startswith("wrong") for d in left) <= 3 and len(left) > 0.85 * len(dialogues)
+
+
+def test_probabilities_for_classes_in_other_proportions():
+    # Bayes' rule by hand: odds 3:1 learned at 1:4 are odds 12:1 at 1:1.
+    found = aspects.reweighted(np.array([[0.75, 0.25]]), np.array([20, 80]), np.array([1, 1]))
+    np.testing.assert_allclose(found, [[12 / 13, 1 / 13]], rtol=1e-12)
+    again = aspects.reweighted(found, np.array([1, 1]), np.array([20, 80]))
+    np.testing.assert_allclose(again, [[0.75, 0.25]], rtol=1e-12)
+
+
+def test_what_people_reject_teaches_no_judge(tmp_path):
+    chance = random.Random(2)
+    dialogues = [said(aspect, i, 0.5, chance) for aspect in (0, 1) for i in range(30)]
+    schema = Schema.from_toml('[[attribute]]\nname = "x"\naspects = ["a", "b"]\n')
+    learned = []
+
+    def learn(texts, labels, classes):
+        learned.append(set(texts))
+        return lambda texts: np.full((len(texts), 2), 0.5)
+
+    path = tmp_path / "review-2.csv"
+    second = reviews.Reviews(path)
+    second.ask(dialogues, schema)
+    path.write_bytes(second.content())
+    rows = sheet(path)
+    rows[1][4] = "n"
+    mark(path, rows)
+    both = (reviews.Reviews(tmp_path / "none.csv"), reviews.Reviews(path))
+    rounds = aspects.Rounds(schema, learn, both, 5, 0.5, 0, Drops())
+    rounds.second(dialogues)
+    rejected = next(d for d in dialogues if d.id == rows[1][0])
+    assert learned and not any(set(rejected.answers) & texts for texts in learned)
+
+
+def test_an_answer_that_was_cut_off_is_none(tmp_path):
+    text = "A: How is it?\nB: It is as bright as ever.\nA: And there?\nB: It is full of light and the"
+    record = {"id": "a", "split": "train", "topic": "t", "tag": {"attitude": "optimistic"}, "status": "done"}
+    record |= {"reason": "", "text": text, "finish": "length"}
+    lines = [json.dumps(record), json.dumps(record | {"id": "b", "finish": "stop"}), ""]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    drops = Drops()
+    rules = clean.Options(min_turns=1).rules()
+    found = {d.id: len(d.answers) for d in cleaning.read(tmp_path / "t.jsonl", SCHEMA, rules, drops)}
+    assert found == {"a": 1, "b": 2}
+    assert [(drop.id, drop.kept_turns) for drop in drops] == [("a", 1)] and "--max-tokens" in drops[0].reason
+
+
+def test_an_answer_that_copies_the_example_is_none():
+    examples = cleaning.examples(Instructions.load())
+    rules = clean.Options().rules(examples)
+    copied = ("What now?", "Oh! I made three mistakes this week and learned from every one, you know.")
+    own = ("And now?", "I made mistakes this week, three of them, and I learned a lot.")
+    assert rules.turns(*zip(own, copied, strict=True)) == (1, "an answer that copies the example")
+    assert RULES.turns(*zip(own, copied, strict=True)) == (2, "")
 
 
 def test_long_dialogues_are_cut_and_short_ones_dropped():

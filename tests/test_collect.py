@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +17,6 @@ from pathlib import Path
 
 import loopback
 import micro
-import processes
 import pytest
 from loopback import Loopback, Sent
 
@@ -193,7 +193,7 @@ def test_the_key_is_nowhere(run, tmp_path, monkeypatch):
         for status in (401, 403, 404, 402):
             server.fault = lambda asked, status=status: Sent(echo, status)
             code, *texts = run(server.url, out=tmp_path / str(status))
-            assert code == 2 and "refuses the key" in texts[1] or status in (404, 402)
+            assert code == 2 and ("refuses the key" in texts[1]) == (status in (401, 403)), texts
             said += "".join(texts)
         with Loopback() as other:
             to = {"Location": other.url + "/chat/completions"}
@@ -262,6 +262,7 @@ def test_what_is_damaged_is_named_and_what_is_torn_is_cut_off(run, tmp_path):
         journal.write_bytes(b"".join([lines[0], lines[1][:40] + b"\n", *lines[2:]]))
         status, _, error = run(server.url)
         assert status == 2 and "transcripts.jsonl:2 is no record" in error and error.count("\n") == 1
+        journal.write_bytes(whole)
         (tmp_path / "out" / "collection.json").unlink()
         assert "collection.json does not exist" in run(server.url)[2]
     assert len(server.asked) == 4
@@ -280,12 +281,79 @@ def test_a_budget_ends_the_run_and_is_not_spent_twice(run, tmp_path):
         assert "--budget needs the prices" in run(server.url, "--budget", "1")[2]
 
 
+def test_flags_that_the_endpoint_refused_can_be_mended(run):
+    wrong = Sent('{"error": {"message": "max_tokens is not supported, use max_completion_tokens"}}', 400)
+    with Loopback(lambda asked: wrong if "max_tokens" in asked.body else "") as server:
+        status, _, error = run(server.url)
+        assert status == 2 and "max_completion_tokens" in error and "--again failed" in error
+        extra = ["--extra", '{"max_tokens": null, "max_completion_tokens": 500}']
+        status, said, error = run(server.url, *extra, "--again", "failed")
+        assert status == 0 and f"{JOBS} of {JOBS} done" in said, error
+
+
+def test_what_the_endpoint_puts_off_costs_no_try(run, tmp_path):
+    late = Sent('{"error": {"message": "slow down"}}', 429, {"Retry-After": "0.01"})
+    with Loopback(lambda asked: late if asked.nth < 6 else "") as server:
+        status, said, _ = run(server.url, "--tries", "2", "--limit", "4")
+        assert status == 0 and f"4 of {JOBS} done, 0 failed" in said and len(server.asked) == 4 * 7
+        server.fault = lambda asked: late  # for ever
+        run(server.url, "--tries", "2", "--limit", "1", out=tmp_path / "ever")
+        assert len(server.asked) == 28 + endpoint.MOST_PUT_OFF + 2
+
+
+def test_what_a_model_thinks_aloud_is_not_what_it_says(run, tmp_path):
+    def thinking(asked):
+        text = "<think>\nA: is a draft\nB: a draft too\n</think>\n\n" + server.answer(asked)
+        return Sent(loopback._completion(text if asked.number else "<think> A: no end B: at all", asked.prompt))
+
+    with Loopback(thinking) as server:
+        assert run(server.url, "--limit", "3", "--in-flight", "1")[0] == 0
+        assert [record["attempts"] for record in records(tmp_path / "out")] == [2, 1, 1]
+        assert not any("draft" in record["text"] or "think" in record["text"] for record in records(tmp_path / "out"))
+
+
+def test_an_answer_that_is_cut_off_before_it_begins_names_the_flag(run, tmp_path):
+    empty = json.dumps({"choices": [{"message": {"content": ""}, "finish_reason": "length"}]})
+    with Loopback(lambda asked: Sent(empty)) as server:
+        run(server.url, "--limit", "1")
+    assert "--max-tokens" in records(tmp_path / "out")[0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "url", "named"),
+    [({"ALL_PROXY": "socks5://127.0.0.1:1"}, "http://127.0.0.1:9/v1", "ALL_PROXY"),
+     ({"ALL_PROXY": "foo://x"}, "http://127.0.0.1:9/v1", "ALL_PROXY"),
+     ({}, "http://-\u00e9-.example/v1", "cannot be asked")],
+)  # fmt: skip
+def test_an_environment_in_which_nothing_can_be_asked_is_one_sentence(run, monkeypatch, variables, url, named):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    status, _, error = run(url)
+    assert status == 2 and named in error and error.startswith("error: ") and "Traceback" not in error
+
+
+def test_a_key_goes_to_no_other_machine_in_clear_text(monkeypatch):
+    monkeypatch.setenv(endpoint.KEY_VARIABLE, KEY)
+    monkeypatch.setenv("OTHER_KEY", KEY)
+    for url, variable, key in (
+        ("http://192.0.2.1:8000/v1", "", ""), ("http://192.0.2.1:8000/v1", "OTHER_KEY", KEY),
+        ("https://api.example/v1", "", KEY), ("http://127.0.0.1:8000/v1", "", KEY), ("http://localhost/v1", "", KEY),
+    ):  # fmt: skip
+        assert endpoint.Settings(endpoint=url, model="x", key_variable=variable).key() == key, url
+
+
+def test_a_key_in_place_of_its_variable_is_not_repeated(run):
+    status, said, error = run("http://127.0.0.1:9/v1", "--key-variable", "sk-proj-abcdef")
+    assert status == 2 and "abcdef" not in said + error and "name of an environment variable" in error
+
+
 def test_jobs_that_failed_are_asked_again_only_when_told(run, tmp_path):
     with Loopback(lambda asked: "refusal") as server:
         status, said, _ = run(server.url)
-        assert status == 0 and f"0 of {JOBS} done, {JOBS} failed" in said and f"failed: {JOBS} a refusal" in said
+        assert status == 2 and f"0 of {JOBS} done, {JOBS} failed" in said and f"failed: {JOBS} a refusal" in said
         server.fault = lambda asked: ""
-        assert run(server.url)[0] == 0 and len(server.asked) == 3 * JOBS
+        status, _, error = run(server.url)
+        assert status == 2 and "every job has failed" in error and len(server.asked) == 3 * JOBS
         status, said, _ = run(server.url, "--again", "failed")
         assert f"{JOBS} of {JOBS} done, 0 failed" in said and f"{4 * JOBS} requests, {3 * JOBS} of them beyond" in said
         assert run(server.url, "--again", "failed")[0] == 0 and len(server.asked) == 4 * JOBS
@@ -334,7 +402,7 @@ def test_whatever_is_answered_is_a_reason(run, tmp_path):
 
     with Loopback(fault) as server:
         status, _, error = run(server.url, "--timeout", "1", "--tries", "2", "--attempts", "2", "--in-flight", "32")
-        assert status == 0 and len(HOSTILE) == JOBS, error
+        assert status == 2 and "every job has failed" in error and len(HOSTILE) == JOBS, error
         reasons = {prompts((2, 1, 1))[record["id"]]: record for record in records(tmp_path / "out")}
     for (prompt, number), (name, (_, reason)) in zip(jobs.items(), HOSTILE.items(), strict=True):
         record = reasons[prompt]
@@ -365,7 +433,10 @@ def test_what_no_patience_mends_ends_the_run(run, sent, sentence, asked):
 
 def test_an_endpoint_that_is_not_there_is_said_soon(run, tmp_path):
     began = time.monotonic()
-    status, _, error = run(f"http://127.0.0.1:{processes.free_port()}/v1", "--backoff", "1")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    status, _, error = run(f"http://127.0.0.1:{port}/v1", "--backoff", "1")
     assert status == 2 and "cannot be reached" in error and "is it running" in error and error.count("\n") == 1
     assert time.monotonic() - began < 5
 

@@ -5,7 +5,6 @@ import json
 import random
 from collections import Counter
 
-import micro
 import numpy as np
 import pytest
 
@@ -188,7 +187,7 @@ def test_lines_arrays_and_printed_objects_are_the_same(tmp_path, capsys, content
 def test_all_that_is_wrong_with_messages_is_told_at_once_and_nothing_is_written(tmp_path, capsys):
     good = said("uHi", "aYes.")
     wrong = {
-        "message 1 is of the role 'tool'; expected user, human, assistant, gpt, system": said("t{}", "aYes."),
+        "message 1 is of the role 'tool'; expected user, human, assistant, gpt, chatgpt": said("t{}", "aYes."),
         "message 2 calls a tool": {"messages": [
             {"role": "user", "content": "Hi"}, {"role": "assistant", "content": None, "tool_calls": [{}]}]},
         "the content of message 2 is null; expected text": {"messages": [
@@ -377,30 +376,3 @@ def test_what_is_no_corpus_of_people_is_refused(tmp_path, capsys):
     assert "--bounds ascending ratings" in refused(
         capsys, "chitchat", path, out, "--rating", "upbeat", "--bounds", "8", "4"
     )
-
-
-# ------------------------------------------------------------------------------------------------ no label
-
-
-def test_instances_without_a_label_are_trained_on_beside_labelled_ones(tmp_path, capsys):
-    from miracle_jax import train
-    from miracle_jax.command_line import read_config
-
-    chat = [said(f"uWhat about the {subject}?", f"aThe {subject}, well.") for subject in micro.SUBJECTS * 4]
-    command("messages", write(tmp_path / "chat.json", chat), tmp_path / "chat", "--held-out", "0.3")
-    labelled = [micro.dialogue(i, micro.REPLIES["attitude"][i % 2], i % 2) for i in range(12)]
-    file = micro.write_lines(tmp_path / "a.jsonl", labelled)
-    capsys.readouterr()
-    settings, _, _ = read_config("", "", [
-        "--config", micro.__file__, "--data.cache", str(tmp_path / "cache"), "--data.buckets", "32", "40", "16",
-        "--data.train", f"{tmp_path}/chat/train.jsonl", f"attitude={file}",
-        "--data.validation", f"{tmp_path}/chat/validation.jsonl", "--train.steps", "4", "--train.eval-every", "4",
-        "--train.log-every", "4",
-    ])  # fmt: skip
-    facts = train.train(settings, tmp_path / "run")
-    assert facts["accuracy"] == {"joint": {}, "refit": {}} and facts["heads"] == "joint"
-    training, validation = (
-        row for row in lines(tmp_path / "run" / "metrics.jsonl") if row["split"] in ("train", "validation")
-    )
-    assert training["classify"] > 0 and validation["classify"] == 0 and validation["score"] > 0
-    assert "heads are not measured: no validation instance has a label" in capsys.readouterr().out

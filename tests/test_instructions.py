@@ -100,6 +100,11 @@ def test_instructions_of_another_kind_are_one_sentence(schema_file, given):
         Instructions.load(schema_file(text))
 
 
+def test_an_attribute_that_can_name_no_file_is_refused_before_anything_is_asked(schema_file):
+    with pytest.raises(UserError, match="formal/informal: files of the corpus"):
+        Instructions.load(schema_file(MOOD.replace('name = "mood"', 'name = "formal/informal"')))
+
+
 def test_labels_that_are_no_personality_are_refused():
     with pytest.raises(UserError, match="in ids"):
         Instructions.load().dialogue((0, 1), "x")

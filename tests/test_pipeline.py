@@ -234,6 +234,9 @@ def test_instances_without_a_label_are_drawn_as_those_of_one_more_attribute():
     assert sorted(np.concatenate([numbers(batches[step])[0] for step in range(10)])) == list(range(100))
     nothing_known = Batches(made_up([50, 50], labels=np.full((100, 2), -1)), BUCKETS, 10, 1, seed=0)
     assert sorted(np.concatenate([numbers(nothing_known[step])[0] for step in range(10)])) == list(range(100))
+    beside = [[1, 1, -1], [1, -1, 1]] * 3 + [[-1, 1, -1], [-1, -1, 1]] * 2  # attribute 0 only beside rarer ones
+    batches = Batches(made_up([40, 40, 20], labels=beside + [[-1] * 3] * 90), BUCKETS, 10, 1, seed=0)
+    assert all((batches[step]["labels"][0, :, 0] >= 0).any() for step in range(20))
     few = np.array([[-1, -1]] * 1000 + [[0, -1]] + [[-1, 1]])
     batches = Batches(made_up([501, 501], labels=few), BUCKETS, 10, 1, seed=0)
     assert all((batches[step]["labels"][0] >= 0).sum(axis=0).tolist() == [1, 1] for step in range(100))
@@ -278,6 +281,14 @@ def test_padding_is_near_what_it_would_be_with_every_instance_in_its_own_bucket(
 
 
 # ------------------------------------------------------------------------------------------------ evaluation
+
+
+def test_evaluation_shows_only_those_that_count():
+    data = made_up([20, 17])
+    among = data.labels[:, 1] >= 0
+    batches = list(evaluation_batches(data, BUCKETS, 8, among=among))
+    seen = np.concatenate([batch["context"][batch["weight"] > 0, 0] for batch in batches])
+    assert len(batches) == 3 and sorted(seen) == list(range(20, 37))
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from loopback import PHRASES, Loopback, mixed
+from loopback import PHRASES, Loopback, Sent, mixed
 
 from miracle_jax import prompting, systems
 from miracle_jax.attributes import Schema
@@ -70,6 +70,17 @@ def test_what_was_answered_is_not_asked_again(run, tmp_path):
         assert sorted(server.prompts().values()) == [1] * 5 + [2] * 3
         assert run(server.url)[0] == 0 and len(server.asked) == 11
     assert len(list((tmp_path / "out" / "replies.jsonl").open())) == 8
+
+
+def test_contexts_that_no_model_answers_can_be_left_empty(run, tmp_path):
+    filtered = Sent('{"error": {"message": "content filter"}}', 400)
+    with Loopback(lambda asked: filtered if asked.number == 3 else "") as server:
+        status, _, errors = run(server.url, "--in-flight", "1")
+        assert status == 2 and "1 contexts have no answer" in errors and "--again failed" in errors
+        status, output, _ = run(server.url, "--give-up", "True")
+    assert status == 0 and "1 of its replies empty" in output and len(server.asked) == 8
+    replies = [json.loads(line)["reply"] for line in (tmp_path / "out" / "replies.jsonl").open()]
+    assert replies.count("") == 1 and len(replies) == 8
 
 
 @pytest.mark.parametrize(

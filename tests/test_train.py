@@ -380,6 +380,23 @@ def test_frozen_data_on_eight_devices_give_the_losses_of_one(four_attributes, tm
     assert ours == [pytest.approx(row, rel=1e-5, abs=1e-5) for row in theirs]
 
 
+def test_instances_without_a_label_are_trained_on_beside_labelled_ones(tmp_path, capsys):
+    answers = micro.REPLIES["attitude"]
+    labelled = micro.write_lines(tmp_path / "a.jsonl", [micro.dialogue(i, answers[i % 2], i % 2) for i in range(12)])
+    unknown = micro.write_lines(tmp_path / "b.jsonl", [micro.dialogue(i, "The {}, well.", None) for i in range(24)])
+    facts = train_here([
+        "--config", micro.__file__, "--workdir", tmp_path / "run", *SHORT, "--data.cache", tmp_path / "cache",
+        "--data.train", f"attitude={labelled}", unknown, "--data.validation", unknown,
+    ])  # fmt: skip
+    assert facts["accuracy"] == {"joint": {}, "refit": {}} and facts["heads"] == "joint"
+    rows = [json.loads(row) for row in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    training, validation = ([row for row in rows if row["split"] == split] for split in ("train", "validation"))
+    assert training and all(row["classify"] > 0 for row in training)
+    assert validation and all(row["classify"] == 0 < row["score"] for row in validation)
+    assert "refit heads are not measured: no validation instance has a label" in capsys.readouterr().out
+    assert mj.load(tmp_path / "run").replies([{"input": ["Hi?"], "output": []}], ["optimistic"])
+
+
 def test_without_a_posterior(corpus, tmp_path):
     """Appendix D; also without classification and refitting, and by epochs."""
     run = micro.Run(tmp_path / "run", corpus)

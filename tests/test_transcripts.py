@@ -38,6 +38,13 @@ def test_what_models_write_around_a_dialogue_is_left_out(text):
     assert parse(text) == DIALOGUE
 
 
+def test_a_word_before_a_colon_is_part_of_what_somebody_says():
+    text = (
+        "A: Which?\nB: There are two.\nPros: it is cheap.\n[Laughs] So be it.\nA: And?\nB: Well.\n[Laughs] That is all."
+    )
+    assert parse(text)[1] == ("There are two. Pros: it is cheap. [Laughs] So be it.", "Well. [Laughs] That is all.")
+
+
 def test_what_only_looks_like_a_refusal_is_read():
     text = "[PersonA]: Why?\n[PersonB]: I'm sorry, but as an AI says in a film, it had to be."
     assert parse(text)[1] == ("I'm sorry, but as an AI says in a film, it had to be.",)
@@ -57,6 +64,8 @@ def test_what_only_looks_like_a_refusal_is_read():
         ("[PersonA]: Hi?\n[PersonB]:\n[PersonA]: Well?\n[PersonB]: Yes.", "an empty turn"),
         ("[PersonA]: Hi?\n[PersonB]:", "no answer"),
         ("Ann: Hi?\nBen: Yes.\nCarl: No.", "more than two speakers"),
+        ("A: Hi?\nB: Yes.\nC: No.\nA: So?\nB: Yes.", "more than two speakers"),
+        ("A: Hi?\nB: Yes.\nSam: No.\nA: So?\nSam: No.\nB: Yes.", "more than two speakers"),
         ("[PersonA]: \ud800?\n[PersonB]: Yes.", "surrogate"),
     ],
 )  # fmt: skip
