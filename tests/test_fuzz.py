@@ -194,7 +194,7 @@ def begin_collection(folder: Path) -> None:
     pytest.importorskip("openai")
     instructions, topics = Instructions.load(), {"train": ["a"], "validation": [], "test": []}
     collect.begin(folder, collect.Options(), instructions, topics)
-    (folder / collect.JOURNAL).write_text("{}")
+    Journal(folder / collect.JOURNAL).append({"id": "a", "status": "done", "reason": "", "text": "A: Hi?"})
 
 
 def read_answer(folder: Path) -> None:
@@ -224,7 +224,7 @@ def read_review(folder: Path) -> None:
 
 def read_collection(folder: Path) -> None:
     drops = cleaning.Drops()
-    dialogues = cleaning.read(folder / "transcripts.jsonl", SCHEMA, clean.Options(min_turns=1).rules, drops)
+    dialogues = cleaning.read(folder / "transcripts.jsonl", SCHEMA, clean.Options(min_turns=1).rules(), drops)
     settings = judge.reading.json_object(folder / "collection.json")
     facts = {"collection": card.collected(settings), "options": {"encoder": ""}, "stages": card.stages(9, drops)}
     facts |= {"judges": [], "folds": 5, "reviews": {}, "toxicity": {}, "versions": {}}
