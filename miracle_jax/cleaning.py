@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from miracle_jax import transcripts
 from miracle_jax.attributes import UNKNOWN, Schema
-from miracle_jax.dataset import NOT_UNICODE, SPLITS, is_unicode
+from miracle_jax.dataset import NOT_UNICODE, SPLITS, count, is_unicode
 from miracle_jax.errors import UserError, printable
 from miracle_jax.instructions import Instructions
 from miracle_jax.journal import FAILED, read_journal
@@ -171,7 +171,7 @@ class Rules:
                 return turn, reason
             earlier.add(said)
         few = len(answers) < self.min_turns
-        return len(answers), f"fewer than {self.min_turns} turns" if few else ""
+        return len(answers), f"fewer than {count(self.min_turns, 'turn')}" if few else ""
 
     def broken(self, question: str, answer: str) -> str:
         """The rule that a turn breaks, or nothing."""
