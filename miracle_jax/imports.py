@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from miracle_jax import dataset, reading, storage
-from miracle_jax.attributes import UNKNOWN, Schema
+from miracle_jax.attributes import Schema
 from miracle_jax.command_line import read_pair
 from miracle_jax.dataset import Instance
 from miracle_jax.errors import Problems, UserError, printable
@@ -252,10 +252,10 @@ def _attribute_of(words: Sequence[str], schema: Schema) -> int | None:
     return schema.attribute_index(found.pop()) if len(found) == 1 else None
 
 
-def named_tag(tag: str, schema: Schema, wrong: list[str]) -> dict[str, int] | None:
+def named_tag(tag: str, schema: Schema, wrong: list[str]) -> dict[str, str] | None:
     """`tag` as a mapping, where it names aspects without their attributes."""
     try:
-        return {name: i for name, i in zip(schema.names, schema.parse(tag), strict=True) if i != UNKNOWN} or None
+        return schema.tag(schema.parse(tag)) or None
     except UserError as error:
         wrong.append(f"'tag': {error}")
         return None

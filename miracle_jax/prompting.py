@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from miracle_jax import asking, storage, systems
 from miracle_jax.attributes import Schema
 from miracle_jax.command_line import parse
@@ -70,11 +68,10 @@ def check(reply: str) -> None:
 def tasks_of(options: Options, schema: Schema) -> list[dict]:
     """What is to be answered, in the order of the test set."""
     test = systems.read_test_set(options.data, schema, options.per_personality, options.seed)
-    ids = list(test.chosen)
     if options.personality == "labelled":
-        return test.tasks(test.labels, ids)
-    every = np.array(schema.personalities())
-    return test.tasks(np.tile(every, (len(ids), 1)), np.repeat(ids, len(every)).tolist())
+        return test.tasks(test.labels, list(test.chosen))
+    ids, rows = systems.everything(test)
+    return test.tasks(rows, ids)
 
 
 def answer(options: Options) -> asking.Totals:
@@ -86,10 +83,11 @@ def answer(options: Options) -> asking.Totals:
     instructions = Instructions.load(options.schema)
     tasks = tasks_of(options, instructions.schema)
     by_id = {f"{task['id']}/{task['personality']}": task for task in tasks}
-    jobs = (Job(i, messages(instructions, task), check) for i, task in by_id.items())
+    chats = {i: messages(instructions, task) for i, task in by_id.items()}
+    jobs = (Job(i, chat, check) for i, chat in chats.items())
     facts = asking.facts(options) | {
         "data": options.data, "personality": options.personality, "per_personality": options.per_personality,
-        "asked": hashlib.sha256(json.dumps([messages(instructions, task) for task in tasks]).encode()).hexdigest(),
+        "asked": hashlib.sha256(json.dumps([*chats.values()]).encode()).hexdigest(),
     }  # fmt: skip
     with storage.locked(folder, "--out"):
         asking.pin(folder / SETTINGS, facts, folder / JOURNAL)
