@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-BUCKETS = ((48, 112, 64), (96, 160, 64), (160, 224, 64), (256, 320, 128), (512, 512, 128))
+BUCKETS = ((48, 80, 40), (72, 104, 40), (112, 144, 48), (160, 192, 64), (256, 320, 128), (512, 512, 128))
 CORPUS = Path(__file__).with_name("corpus.npz")
 
 

@@ -12,7 +12,9 @@ from miracle_jax.config import Bert, Config, Data, Gpt2, Latent
 
 def get_config() -> Config:
     return Config(
-        data=Data(buckets=((48, 112, 64), (96, 160, 64), (160, 224, 64), (256, 320, 128), (512, 512, 128))),
+        data=Data(
+            buckets=((48, 80, 40), (72, 104, 40), (112, 144, 48), (160, 192, 64), (256, 320, 128), (512, 512, 128))
+        ),
         encoder=Bert(pretrained="bert-base-uncased"),
         decoder=Gpt2(pretrained="gpt2"),
         latent=Latent(size=768),

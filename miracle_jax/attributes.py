@@ -5,6 +5,7 @@ numbered in the order of the schema file. Names are compared without regard to c
 """
 
 import difflib
+import functools
 import itertools
 import json
 import math
@@ -34,6 +35,7 @@ MOST_PERSONALITIES = 10_000
 Personality = str | Mapping[str, str | int | None] | Sequence[str] | None
 
 
+@functools.lru_cache(maxsize=4096)  # thousands of replies at once name the same few
 def _key(name: str) -> str:
     return re.sub(r"[\s_-]+", "_", name.strip().lower())
 

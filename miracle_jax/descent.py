@@ -222,7 +222,7 @@ def solve(
         return slots.c if in_rows else slots.x, slots.tries, slots.arrived, slots.energy
 
     starts = start()
-    queue = begin(total, C, result(starts))
+    queue = begin(total, C, result(starts), length=jnp.nan_to_num(starts.energy))  # the higher, the more steps
     _, queue = run(jax.tree.map(lambda x: x[:C], starts), queue, load, advance, result)
     moved, tries, arrived, energy = queue.results
     z = mean + moved @ energy_of.w1.T if in_rows else moved

@@ -213,7 +213,9 @@ def in_pieces(function: Callable, arrays: Any, batch_size: int) -> Any:
         count = min(batch_size, total - done)
         padded = min(batch_size, 1 << (count - 1).bit_length())
         try:
-            result = jax.device_get(function(*_take(arrays, np.arange(done, done + padded).clip(max=total - 1))))
+            # A slice copies nothing, which indices do.
+            rows = slice(done, done + padded) if padded == count else np.arange(done, done + padded).clip(max=total - 1)
+            result = jax.device_get(function(*_take(arrays, rows)))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error) or padded == 1:
                 raise

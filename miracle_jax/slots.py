@@ -9,16 +9,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 class Queue(NamedTuple):
     """Who is where. Made by `begin`."""
 
     total: Int[Array, ""]
-    """Rows to be worked on, the first of B."""
+    """Rows to be worked on."""
+    order: Int[Array, " B"]
+    """The rows as they get slots, one after the other; the first `total` of them do."""
     following: Int[Array, ""]
-    """The row that gets the next free slot."""
+    """Rows that have got a slot."""
     row: Int[Array, " C"]
     """The row in each slot; B where there is none."""
     busy: Bool[Array, " C"]
@@ -26,10 +28,18 @@ class Queue(NamedTuple):
     """A pytree of (B, ...) arrays: of rows that have ended, what `run`'s `result` gave."""
 
 
-def begin(total: Int[Array, ""] | int, slots: int, results: Any) -> Queue:
-    """results: what rows have of which none is worked on."""
+def begin(total: Int[Array, ""] | int, slots: int, results: Any, length: Float[Array, " B"] | None = None) -> Queue:
+    """A queue of the first `total` rows.
+
+    Args:
+      results: what rows have that are not worked on.
+      length: how long each row is expected to take, in any unit. The longest go first, so that at the end slots do not
+        stand empty for the sake of a few. None: nothing is known.
+    """
     B = len(jax.tree.leaves(results)[0])
-    return Queue(jnp.int32(total), jnp.int32(0), jnp.full(slots, B, jnp.int32), jnp.zeros(slots, bool), results)
+    rows = jnp.arange(B, dtype=jnp.int32)
+    order = rows if length is None else jnp.argsort(jnp.where(rows < total, -length, jnp.inf)).astype(jnp.int32)
+    return Queue(jnp.int32(total), order, jnp.int32(0), jnp.full(slots, B, jnp.int32), jnp.zeros(slots, bool), results)
 
 
 def run(
@@ -40,7 +50,7 @@ def run(
     result: Callable[[Any], Any],
     goes_on: Callable[[Any, Bool[Array, " C"]], Bool[Array, ""]] | None = None,
 ) -> tuple[Any, Queue]:
-    """Works until all rows have ended, or `goes_on` says no. Slots are filled again when a quarter of them is free.
+    """Works until all rows have ended, or `goes_on` says no. Slots are filled again when an eighth of them is free.
 
     Args:
       state: a pytree, of the slots and whatever else `advance` needs.
@@ -52,7 +62,7 @@ def run(
       goes_on: (state, busy) -> whether the next step may be taken.
     """
     B, C = len(jax.tree.leaves(queue.results)[0]), len(queue.row)
-    F = max(C // 4, 1)
+    F = max(C // 8, 1)
 
     def may(state, busy):
         return goes_on(state, busy) if goes_on else True
@@ -60,10 +70,10 @@ def run(
     def turn(carry):
         state, queue = carry
         free = jnp.argsort(queue.busy)[:F]
-        row = queue.following + jnp.arange(F, dtype=jnp.int32)
-        taken = ~queue.busy[free] & (row < queue.total)
-        slot = jnp.where(taken, free, C)
-        state = load(state, slot, jnp.minimum(row, B - 1))
+        place = queue.following + jnp.arange(F, dtype=jnp.int32)
+        taken = ~queue.busy[free] & (place < queue.total)
+        row, slot = queue.order[jnp.minimum(place, B - 1)], jnp.where(taken, free, C)
+        state = load(state, slot, row)
         where = queue.row.at[slot].set(row, mode="drop")
         busy = queue.busy.at[slot].set(True, mode="drop")
         following = queue.following + jnp.sum(taken, dtype=jnp.int32)  # int64 otherwise where x64 is on
@@ -73,7 +83,7 @@ def run(
         )
         ended = jnp.where(busy, B, where)
         results = jax.tree.map(lambda old, new: old.at[ended].set(new, mode="drop"), queue.results, result(state))
-        return state, Queue(queue.total, following, jnp.where(busy, where, B), busy, results)
+        return state, queue._replace(following=following, row=jnp.where(busy, where, B), busy=busy, results=results)
 
     def unfinished(carry):
         state, queue = carry

@@ -8,7 +8,7 @@ import pytest
 from miracle_jax import slots
 
 
-def count_down(lengths, places, total=None, until=None):
+def count_down(lengths, places, total=None, until=None, expected=None):
     """Every row counts its length down by one a step. Gives what was counted (B,), and the steps that were taken."""
     lengths = jnp.asarray(lengths)
 
@@ -26,7 +26,8 @@ def count_down(lengths, places, total=None, until=None):
     @jax.jit
     def run():
         state = jnp.zeros(places, int), jnp.zeros(places, int), jnp.int32(0)
-        queue = slots.begin(len(lengths) if total is None else total, places, jnp.full(len(lengths), -1))
+        ahead = None if expected is None else jnp.asarray(expected)
+        queue = slots.begin(len(lengths) if total is None else total, places, jnp.full(len(lengths), -1), ahead)
         if until is not None:
             state, queue = go(state, queue, lambda state, busy: state[2] < until)
         return go(state, queue)
@@ -54,6 +55,20 @@ def test_nobody_waits_for_the_longest():
     counted, steps = count_down(lengths, 4)
     np.testing.assert_array_equal(counted, lengths)
     assert steps <= 110
+
+
+def test_the_longest_go_first():
+    """Six rows of one step and one of six, through two slots: the long one beside all the others."""
+    lengths = [1, 1, 1, 1, 1, 1, 6]
+    assert count_down(lengths, 2)[1] == 9
+    counted, steps = count_down(lengths, 2, expected=[2.0, 1.0, 2.0, 1.0, 1.0, 2.0, 50.0])
+    np.testing.assert_array_equal(counted, lengths)
+    assert steps == 6
+
+
+def test_rows_beyond_the_total_stay_behind_however_long():
+    counted, _ = count_down([3, 1, 2, 5, 5, 5], 2, total=3, expected=[1.0, 2.0, 3.0, 9.0, 9.0, 9.0])
+    np.testing.assert_array_equal(counted, [3, 1, 2, -1, -1, -1])
 
 
 def test_it_can_stop_in_between_and_go_on():
