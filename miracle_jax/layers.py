@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Key
 
 from miracle_jax import config, mesh
@@ -42,7 +43,41 @@ def dense(
     """A linear layer whose float32 kernel starts as N(0, std^2), computing in `dtype`. rank: of its adapter, or 0."""
     init = nnx.initializers.normal(std)
     kind = partial(Adapted, rank=rank) if rank else nnx.Linear
-    return kind(n_in, n_out, use_bias=bias, kernel_init=init, dtype=dtype, param_dtype=jnp.float32, rngs=rngs)
+    return kind(
+        n_in, n_out, use_bias=bias, kernel_init=init, dtype=dtype, param_dtype=jnp.float32, dot_general=_dot_general,
+        rngs=rngs,
+    )  # fmt: skip
+
+
+@jax.custom_vjp
+def product(x: Float[Array, "*B I"], kernel: Float[Array, "I O"]) -> Float[Array, "*B O"]:
+    """x @ kernel, with a gradient of the kernel that XLA's CPU code multiplies by its fast library. The gradient that
+    JAX derives is the transpose of another product, which goes by a slower one. No forward-mode derivatives."""
+    return x @ kernel
+
+
+def _product_forward(x, kernel):
+    # A frozen kernel needs no x, and kept for nothing they would fill the memory.
+    kept = x.value if kernel.perturbed else None, kernel.value if x.perturbed else None
+    return product(x.value, kernel.value), kept
+
+
+def _product_backward(kept, slope):
+    x, kernel = kept
+    if isinstance(slope, SymbolicZero):
+        return None, None
+    rows = tuple(range(slope.ndim - 1))
+    of_x = None if kernel is None else slope @ kernel.T
+    of_kernel = None if x is None else jax.lax.dot_general(x, slope, ((rows, rows), ((), ())))
+    return of_x, of_kernel
+
+
+product.defvjp(_product_forward, _product_backward, symbolic_zeros=True)
+
+
+def _dot_general(x, kernel, *_, **__):
+    """As nnx.Linear calls it, always for the last axis of x and the first of the kernel."""
+    return product(x, kernel)
 
 
 class Adapted(nnx.Linear):

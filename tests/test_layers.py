@@ -72,6 +72,28 @@ def test_a_model_for_cudnn_runs_without_it_but_is_not_trained_so():
     cvae.check_device(CONFIG)
 
 
+@pytest.mark.parametrize("rows", [(5,), (3, 5), (2, 3, 5)])
+def test_the_product_has_the_gradients_of_a_plain_one(rows):
+    x, kernel, slope = normal(*rows, 7), normal(7, 4), normal(*rows, 4)
+
+    def pulled(function):
+        value, back = jax.vjp(function, x, kernel)
+        return value, *back(slope)
+
+    for ours, plain in zip(pulled(layers.product), pulled(jnp.matmul), strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("of_x", "kept"), [(True, (7, 4)), (False, (3, 7))])
+def test_the_product_keeps_what_its_gradient_needs_and_no_more(of_x, kept):
+    x, kernel = jnp.ones((3, 7)), jnp.ones((7, 4))
+    if of_x:
+        _, back = jax.vjp(lambda x: layers.product(x, kernel), x)
+    else:
+        _, back = jax.vjp(lambda kernel: layers.product(x, kernel), kernel)
+    assert {leaf.shape for leaf in jax.tree.leaves(back)} == {kept}
+
+
 @pytest.mark.parametrize("remat", [False, True])
 def test_unrolled_layers_compute_what_scanned_ones_do(remat):
     """Losses and gradients of the whole model, dropout and the draw of z included."""
