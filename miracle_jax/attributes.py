@@ -35,7 +35,6 @@ MOST_PERSONALITIES = 10_000
 Personality = str | Mapping[str, str | int | None] | Sequence[str] | None
 
 
-@functools.lru_cache(maxsize=4096)  # thousands of replies at once name the same few
 def _key(name: str) -> str:
     return re.sub(r"[\s_-]+", "_", name.strip().lower())
 
@@ -84,11 +83,17 @@ class Schema:
         """The ids where nothing is known."""
         return (UNKNOWN,) * len(self.attributes)
 
+    @functools.cached_property
+    def _keys(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Of each attribute its name and its aspects', as they are compared; made once for all replies."""
+        return [(_key(attribute.name), tuple(map(_key, attribute.aspects))) for attribute in self.attributes]
+
     def attribute_index(self, name: str) -> int:
         if not isinstance(name, str):
             raise UserError(f"an attribute is named by text, not {name!r}; there are {', '.join(self.names)}")
-        for i, attribute in enumerate(self.attributes):
-            if _key(attribute.name) == _key(name):
+        wanted = _key(name)
+        for i, (key, _) in enumerate(self._keys):
+            if key == wanted:
                 return i
         raise UserError(f"unknown attribute {name!r}{_near(name, self.names)}")
 
@@ -105,8 +110,9 @@ class Schema:
             numbered = ", ".join(f"{i} {a}" for i, a in enumerate(aspects))
             raise UserError(f"{name} has no aspect {aspect}; there are {numbered}")
         if isinstance(aspect, str):
-            for i, known in enumerate(aspects):
-                if _key(known) == _key(aspect):
+            wanted = _key(aspect)
+            for i, key in enumerate(self._keys[attribute][1]):
+                if key == wanted:
                     return i
         raise UserError(f"{name} has no aspect {aspect!r}{_near(str(aspect), aspects)}")
 
@@ -145,7 +151,8 @@ class Schema:
         if "=" in item:
             attribute, _, aspect = item.partition("=")
             return self.attribute_index(attribute), aspect.strip()
-        found = [i for i, a in enumerate(self.attributes) if _key(item) in map(_key, a.aspects)]
+        wanted = _key(item)
+        found = [i for i, (_, aspects) in enumerate(self._keys) if wanted in aspects]
         if not found:
             aspects = [aspect for a in self.attributes for aspect in a.aspects]
             raise UserError(f"unknown aspect {item.strip()!r}{_near(item, aspects)}")
@@ -162,12 +169,13 @@ class Schema:
             ids = []
         if len(ids) != len(self.attributes):
             raise UserError(f"a personality in ids has one for each of {', '.join(self.names)}")
-        shared = Counter(_key(aspect) for a in self.attributes for aspect in a.aspects)
+        shared = Counter(key for _, aspects in self._keys for key in aspects)
         words = []
         for index, (attribute, i) in enumerate(zip(self.attributes, ids, strict=True)):
             if i != UNKNOWN:
-                aspect = attribute.aspects[self.aspect_id(index, i)]
-                words.append(aspect if shared[_key(aspect)] == 1 else f"{attribute.name}={aspect}")
+                i = self.aspect_id(index, i)
+                aspect, key = attribute.aspects[i], self._keys[index][1][i]
+                words.append(aspect if shared[key] == 1 else f"{attribute.name}={aspect}")
         return ", ".join(words)
 
     def tag(self, labels: Sequence[int]) -> dict[str, str]:
