@@ -25,15 +25,16 @@ ROUNDS = 2
 EPOCHS, TURNS = 20, 42_322  # of the paper
 
 
-def problem(size: str, batch: int, steps: int):
-    """(config, batches): consecutive steps of an epoch that share the commonest bucket, (1, B, ...) NumPy arrays."""
+def problem(size: str, batch: int, steps: int, shares: int = 1):
+    """(config, batches): consecutive steps of an epoch that share the commonest bucket, (1, B, ...) NumPy arrays, packed
+    for so many devices."""
     from miracle_jax import pipeline
     from miracle_jax.config import Train
 
     settings = sizes.config(size)
     settings = dataclasses.replace(settings, train=Train(batch_size=batch, steps=1000))
     corpus = pipeline.prepare(settings)
-    stream = pipeline.Batches(corpus.train, settings.data.buckets, batch, 1, settings.seed)
+    stream = pipeline.Batches(corpus.train, settings.data.buckets, batch, 1, settings.seed, shares=shares)
     buckets = [stream.bucket(step) for step in range(min(stream.steps_per_epoch, 200))]
     commonest = max(set(buckets), key=buckets.count)
     chosen = itertools.islice(itertools.cycle([i for i, b in enumerate(buckets) if b == commonest]), steps)
@@ -103,7 +104,7 @@ def theirs(settings, params, batches, device: str) -> dict:
 
 def cut(batch: dict) -> dict:
     """One micro-batch as wide as its longest texts."""
-    batch = {name: array[0] for name, array in batch.items()}
+    batch = {name: array[0] for name, array in batch.items() if not name.endswith("_tokens")}
     return batch | {name: batch[name][:, : batch[f"{name}_length"].max()] for name in ("context", "joint", "reply")}
 
 
@@ -111,7 +112,8 @@ def flops(settings, batches) -> float:
     """Of the products of all steps, as traced: forward and backward."""
     from miracle_jax import abstract
 
-    scored = [int(batch["reply_length"].max()) - 1 for batch in batches]
+    scored = [int(each["reply_length"].sum() if "reply_tokens" in each else each["reply_length"].max()) - 1
+              for each in batches]  # fmt: skip
     return sum(abstract.products(settings, sizes.SIZES, *each).flops for each in zip(batches, scored, strict=True))
 
 

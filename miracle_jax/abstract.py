@@ -68,7 +68,7 @@ def abstract_step(config: Config, sizes: tuple[int, ...], devices: JaxMesh, batc
     step = make_train_step(
         config, graphdef, optimizer, jax.random.key(0), jax.tree.map(lambda leaf: leaf.sharding, state)
     )
-    rows, positions = batch["reply"].shape[1:]
+    rows, positions = batch.get("reply_tokens", batch["reply"]).shape[1:]
     trips = losses.pieces(rows // mesh.shares_of(devices), positions, config.decoder.vocab_size)
     return Step(step, state, laid_out(batch, {name: by_rows for name in batch}), layout(frozen), trips)
 
@@ -91,8 +91,8 @@ def batch_shapes(config: Config, attributes: int, rows: int) -> dict[str, jax.Sh
 def products(config: Config, sizes: tuple[int, ...], batch: dict, scored: int | None = None) -> cost.Products:
     """Those of one step on one device, for a batch of arrays or of shapes.
 
-    scored: tokens of the longest reply whose next is scored, where it is shorter than its bucket.
+    scored: tokens of the longest reply (packed: of all) whose next is scored, where that is less than its bucket.
     """
     one = jax.sharding.AbstractMesh((1,) * len(mesh.AXES), mesh.AXES)
-    trips = losses.pieces(*batch["reply"].shape[1:], config.decoder.vocab_size, scored)
+    trips = losses.pieces(*batch.get("reply_tokens", batch["reply"]).shape[1:], config.decoder.vocab_size, scored)
     return cost.products(abstract_step(config, sizes, one, batch).trace().jaxpr, trips)

@@ -1,6 +1,6 @@
 """The BERT encoder (Devlin et al. 2019) with mean pooling.
 
-Axis letters: B batch, S tokens, D model, H heads, K head size.
+Axis letters: B batch, S tokens, D model, H heads, K head size; K, T of tokens: as in packing.py.
 """
 
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from miracle_jax import config
 from miracle_jax.layers import ACTIVATIONS, Compute, Stack, attention, dense, dropout, layer_norm, split_key
+from miracle_jax.packing import Packing
 
 
 class Block(nnx.Module):
@@ -24,14 +25,16 @@ class Block(nnx.Module):
         self.mlp_out = dense(shape.mlp, D, std, dtype, rngs)
         self.mlp_norm = layer_norm(D, shape.norm_eps, dtype, rngs)
 
-    def __call__(self, x: Float[Array, "B S D"], visible, _, key):
+    def __call__(self, x: Float[Array, "K T D"], visible, packing: Packing, _, key):
         rate = self.shape.dropout
         weights_key, attention_key, mlp_key = split_key(key, 3)
-        q, k, v = jnp.split(self.qkv(x).reshape(*x.shape[:2], 3 * self.shape.heads, -1), 3, axis=2)
+        qkv = packing.apart(self.qkv(x))
+        q, k, v = jnp.split(qkv.reshape(*qkv.shape[:2], 3 * self.shape.heads, -1), 3, axis=2)
         mixed = attention(q, [(k.swapaxes(1, 2), v.swapaxes(1, 2), visible)], rate, weights_key, self.how.attention)
-        x = self.attention_norm(x + dropout(self.attention_out(mixed), rate, attention_key))
+        mixed = self.attention_out(packing.together(mixed))
+        x = self.attention_norm(x + dropout(mixed, rate, packing.keys(attention_key)))
         hidden = self.mlp_out(ACTIVATIONS[self.shape.activation](self.mlp_in(x)))
-        return self.mlp_norm(x + dropout(hidden, rate, mlp_key)), None
+        return self.mlp_norm(x + dropout(hidden, rate, packing.keys(mlp_key))), None
 
 
 class Bert(nnx.Module):
@@ -53,21 +56,33 @@ class Bert(nnx.Module):
         self.pooler = dense(D, D, std, dtype, rngs)
 
     def hidden(
-        self, tokens: Int[Array, "B S"], length: Int[Array, " B"], key: Key[Array, ""] | None = None
+        self,
+        tokens: Int[Array, "B S"],
+        length: Int[Array, " B"],
+        key: Key[Array, ""] | None = None,
+        packing: Packing | None = None,
     ) -> Float[Array, "B S D"]:
-        """The last layer's output. Only the first `length` tokens of a row are attended to."""
+        """The last layer's output. Only the first `length` tokens of a row are attended to.
+
+        packing: how they lie meanwhile; None: as they come.
+        """
         S = tokens.shape[1]
+        packing = packing or Packing(*tokens.shape)
         embed_key, layers_key = split_key(key, 2)
         x = self.tokens(tokens) + self.positions(jnp.arange(S)) + self.segments(jnp.zeros((), jnp.int32))
-        x = dropout(self.norm(x), self.shape.dropout, embed_key)
+        x = dropout(self.norm(packing.together(x)), self.shape.dropout, packing.keys(embed_key))
         visible = (jnp.arange(S) < length[:, None])[:, None, :]
-        return self.layers(x, visible, key=layers_key)[0]
+        return packing.apart(self.layers(x, visible, packing, key=layers_key)[0])
 
     def mean(
-        self, tokens: Int[Array, "B S"], length: Int[Array, " B"], key: Key[Array, ""] | None = None
+        self,
+        tokens: Int[Array, "B S"],
+        length: Int[Array, " B"],
+        key: Key[Array, ""] | None = None,
+        packing: Packing | None = None,
     ) -> Float[Array, "B D"]:
         """Mean of the last layer over the row's tokens ([CLS] and [SEP] included), float32."""
-        x = self.hidden(tokens, length, key).astype(jnp.float32)
+        x = self.hidden(tokens, length, key, packing).astype(jnp.float32)
         inside = (jnp.arange(tokens.shape[1]) < length[:, None])[:, :, None]
         return jnp.sum(x * inside, axis=1) / jnp.maximum(length, 1)[:, None]
 

@@ -17,6 +17,7 @@ from miracle_jax.decoder import LmHead
 from miracle_jax.errors import UserError
 from miracle_jax.latent import Gaussian, GaussianEncoder, Heads
 from miracle_jax.layers import Compute, split_key
+from miracle_jax.packing import Packing
 
 
 class Outputs(NamedTuple):
@@ -26,13 +27,14 @@ class Outputs(NamedTuple):
     posterior: Gaussian | None
     z: Float[Array, "B Z"]
     hidden: Float[Array, "B S D"]
-    """The decoder's states after each of `reply`'s tokens."""
+    """The decoder's states after each of `reply`'s tokens; (K, T, D) where the batch packs them."""
     lm_head: LmHead
     attribute_logits: Float[Array, "B A N"] | None
 
     @property
     def logits(self) -> Float[Array, "B S V"]:
-        """Scores of the token after each of `reply`'s tokens. The losses make them piece by piece instead."""
+        """Scores of the token after each of `reply`'s tokens, as `hidden` has them. The losses make them piece by piece
+        instead."""
         return self.lm_head.logits(self.hidden)
 
 
@@ -97,8 +99,9 @@ class Miracle(nnx.Module):
 
         Args:
           batch: context (B, Sc), context_length (B,), joint (B, Sj), joint_length (B,), reply (B, Sr), and where the
-            decoder sees the context prompt (B, Sp) and prompt_length (B,); see pipeline.py. Texts that frozen encoders
-            have read already are context_mean (B, D) and joint_mean (B, D) instead.
+            decoder sees the context prompt (B, Sp) and prompt_length (B,); see pipeline.py. Fields with tokens (K, T)
+            are packed. Texts that frozen encoders have read already are context_mean (B, D) and joint_mean (B, D)
+            instead.
           key: for dropout and for the draw of z; None means neither (z is the mean).
           noise: scale of the draw's noise: 1 for a draw, 0 for the mean.
         """
@@ -107,13 +110,15 @@ class Miracle(nnx.Module):
         def encode(encoder, name, key):
             if f"{name}_mean" in batch:
                 return encoder.of_mean(batch[f"{name}_mean"])
-            return encoder(batch[name], batch[f"{name}_length"], key)
+            return encoder(batch[name], batch[f"{name}_length"], key, Packing.of(batch, name))
 
         prior = encode(self.prior, "context", prior_key)
         posterior = encode(self.posterior, "joint", posterior_key) if hasattr(self, "posterior") else None
         source = prior if posterior is None else posterior
         z = source.mean if z_key is None else source.sample(z_key, noise)
-        hidden = self.decoder.states(batch["reply"], z, decoder_key, batch.get("prompt"), batch.get("prompt_length"))
+        hidden = self.decoder.states(
+            batch["reply"], z, decoder_key, batch.get("prompt"), batch.get("prompt_length"), Packing.of(batch, "reply")
+        )
         return Outputs(prior, posterior, z, hidden, self.decoder.lm_head(), self.heads(z))
 
 

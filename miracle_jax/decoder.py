@@ -4,7 +4,7 @@ The latent z enters twice: `latent_embed(z)` is added to every token embedding, 
 key = value position per layer that every token attends to. That position is number 0, so tokens start at position 1.
 
 Axis letters: B batch, S new tokens, T earlier positions, D model, H heads, G key/value heads, K head size, L layers,
-Z latent, V vocabulary.
+Z latent, V vocabulary. What a layer is given as (K, T, D) is (B, S, D) unless its tokens are packed (packing.py).
 """
 
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from miracle_jax import config
 from miracle_jax.layers import Compute, Stack, dense, dropout, split_key
+from miracle_jax.packing import Packing
 
 Latent = tuple[Float[Array, "L B G 1 K"], Float[Array, "L B G 1 K"]]
 # Keys and values of earlier positions and of new tokens: all layers' in one array, or a list of the layers'.
@@ -54,7 +55,7 @@ class Decoder(nnx.Module):
         how: Compute,
         rngs: nnx.Rngs,
     ):
-        """make_block: nnx.Rngs -> a layer, called as (x, look, place, its past, key). look: see `hidden`."""
+        """make_block: nnx.Rngs -> a layer, called as (x, look, place, packing, its past, key). look: see `hidden`."""
         D, std, dtype = shape.width, shape.init_std, how.dtype
         self.shape, self.kv_heads = shape, kv_heads
         self.tokens = table(shape.vocab_size, D, std, dtype, rngs)
@@ -88,7 +89,8 @@ class Decoder(nnx.Module):
         first: Int[Array, " B"] | None = None,
         layers: Callable | None = None,
         column: Int[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "B S D"], New | Past]:
+        packing: Packing | None = None,
+    ) -> tuple[Float[Array, "B S D"] | Float[Array, "K T D"], New | Past]:
         """Runs S new tokens after T earlier positions, of which position 0 is the latent's.
 
         Args:
@@ -102,12 +104,13 @@ class Decoder(nnx.Module):
           layers: in place of its own, what `layers.one_by_one()` gave; `past` and what is returned are then lists.
           column: where in the past the keys and values of the new token (S = 1) go before it looks there, so that
             `past_visible` speaks of it too. None: they stay apart, and the past is read only.
+          packing: how the new tokens lie between attention and attention; None: as they come.
 
         Returns:
-          The last layer's output after the final norm, and the new tokens' keys and values (T = S), or the past with
-          them in it.
+          The last layer's output after the final norm, as the tokens lie, and the new tokens' keys and values (T = S),
+          or the past with them in it.
         """
-        S = tokens.shape[1]
+        S, packing = tokens.shape[1], packing or Packing(*tokens.shape)
         embed_key, layers_key = split_key(key, 2)
         positions = jnp.maximum(position + jnp.arange(S), 0)
         visible = jnp.tril(jnp.ones((S, S), bool))
@@ -125,10 +128,10 @@ class Decoder(nnx.Module):
             )
             return [(*past, past_visible)], past
 
-        x = self.embed(tokens, positions) + self.latent_embed(z)[:, None]
-        x = dropout(x, self.shape.dropout, embed_key)
+        x = packing.together(self.embed(tokens, positions) + self.latent_embed(z)[:, None])
+        x = dropout(x, self.shape.dropout, packing.keys(embed_key))
         run = layers or self.layers
-        x, kept = run(x, look, self.place(positions), per_layer=past, key=layers_key)
+        x, kept = run(x, look, self.place(positions), packing, per_layer=past, key=layers_key)
         return self.norm(x), kept
 
     def lm_head(self) -> LmHead:
@@ -146,13 +149,15 @@ class Decoder(nnx.Module):
         key: Key[Array, ""] | None = None,
         prompt: Int[Array, "B P"] | None = None,
         prompt_length: Int[Array, " B"] | None = None,
-    ) -> Float[Array, "B S D"]:
+        packing: Packing | None = None,
+    ) -> Float[Array, "B S D"] | Float[Array, "K T D"]:
         """Hidden states after each of the tokens of a whole reply, which starts with `<bos>`; `logits` scores them.
 
         Rows are padded on the right: a token never sees what follows it, so padding cannot change the states before it.
 
         key: of dropout; None at inference.
         prompt, prompt_length: the context that stands before the reply, padded on the left.
+        packing: of the tokens, and so of the states; there is none beside a prompt. None: as they come.
         """
         past, visible = self.latent_key_values(z), jnp.ones((), bool)
         words_key, key = split_key(key, 2)
@@ -160,7 +165,7 @@ class Decoder(nnx.Module):
             hidden = jax.random.bernoulli(words_key, self.shape.word_dropout, tokens.shape)
             tokens = jnp.where(hidden, tokens[:, :1], tokens)
         if prompt is None:
-            return self.hidden(tokens, z, past, visible, 1, key)[0]
+            return self.hidden(tokens, z, past, visible, 1, key, packing=packing)[0]
         padding = prompt.shape[1] - prompt_length
         together = jnp.concatenate([prompt, tokens], axis=1)
         hidden, _ = self.hidden(together, z, past, visible, 1 - padding[:, None], key, padding)

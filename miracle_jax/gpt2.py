@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from miracle_jax import config
 from miracle_jax.decoder import Decoder, LmHead, table
 from miracle_jax.layers import ACTIVATIONS, Compute, attention, dense, dropout, layer_norm, split_key
+from miracle_jax.packing import Packing
 
 
 class Block(nnx.Module):
@@ -26,16 +27,18 @@ class Block(nnx.Module):
         self.mlp_in = dense(D, shape.mlp, std, dtype, rngs, rank=rank)
         self.mlp_out = dense(shape.mlp, D, residual_std, dtype, rngs, rank=rank)
 
-    def __call__(self, x: Float[Array, "B S D"], look, place, past, key):
+    def __call__(self, x: Float[Array, "K T D"], look, place, packing: Packing, past, key):
         rate = self.shape.dropout
         weights_key, attention_key, mlp_key = split_key(key, 3)
-        q, k, v = jnp.split(self.qkv(self.attention_norm(x)).reshape(*x.shape[:2], 3 * self.shape.heads, -1), 3, axis=2)
+        qkv = packing.apart(self.qkv(self.attention_norm(x)))
+        q, k, v = jnp.split(qkv.reshape(*qkv.shape[:2], 3 * self.shape.heads, -1), 3, axis=2)
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         parts, kept = look(past, k, v)
         mixed = attention(q, parts, rate, weights_key, self.how.attention)
-        x = x + dropout(self.attention_out(mixed), rate, attention_key)
+        mixed = self.attention_out(packing.together(mixed))
+        x = x + dropout(mixed, rate, packing.keys(attention_key))
         hidden = self.mlp_out(ACTIVATIONS[self.shape.activation](self.mlp_in(self.mlp_norm(x))))
-        return x + dropout(hidden, rate, mlp_key), kept
+        return x + dropout(hidden, rate, packing.keys(mlp_key)), kept
 
 
 class Gpt2(Decoder):

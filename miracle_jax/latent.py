@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, Key
 from miracle_jax import config
 from miracle_jax.bert import Bert
 from miracle_jax.layers import ACTIVATIONS, HIDDEN, Compute, dense
+from miracle_jax.packing import Packing
 
 
 class Gaussian(NamedTuple):
@@ -44,9 +45,13 @@ class GaussianEncoder(nnx.Module):
         self.logvar_shift = latent.logvar_shift
 
     def __call__(
-        self, tokens: Int[Array, "B S"], length: Int[Array, " B"], key: Key[Array, ""] | None = None
+        self,
+        tokens: Int[Array, "B S"],
+        length: Int[Array, " B"],
+        key: Key[Array, ""] | None = None,
+        packing: Packing | None = None,
     ) -> Gaussian:
-        return self.of_mean(self.bert.mean(tokens, length, key))
+        return self.of_mean(self.bert.mean(tokens, length, key, packing))
 
     def of_mean(self, mean: Float[Array, "B D"]) -> Gaussian:
         """What follows the encoder: `mean` is its last layer's mean over a text's tokens."""

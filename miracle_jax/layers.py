@@ -98,16 +98,20 @@ def layer_norm(width: int, eps: float, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerN
     return nnx.LayerNorm(width, epsilon=eps, dtype=dtype, param_dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
 
 
-def dropout(x: Array, rate: float, key: Key[Array, ""] | None) -> Array:
+def dropout(x: Array, rate: float, key: Key[Array, "..."] | None) -> Array:
     """Zeroes a share `rate` of x and scales the rest up. Without a key (inference) x passes unchanged.
 
-    The rate is rounded to a multiple of 2^-16: 16 random bits an element, of which one 32-bit draw gives two. Drawing
+    key: one for all of x, or one for each vector on its last axis. The rate is rounded to a multiple of 2^-16: 16 random bits an element, of which one 32-bit draw gives two. Drawing
     is most of what dropout costs.
     """
     dropped = round(rate * 2**16)
     if key is None or not dropped:
         return x
-    bits = jax.random.bits(key, (*x.shape[:-1], -(-x.shape[-1] // 2)), jnp.uint32)
+    half, draw = -(-x.shape[-1] // 2), jax.random.bits
+    if key.ndim:
+        bits = jax.vmap(lambda key: draw(key, (half,), jnp.uint32))(key.ravel())
+    else:
+        bits = draw(key, (*x.shape[:-1], half), jnp.uint32)
     bits = jax.lax.bitcast_convert_type(bits, jnp.uint16).reshape(*x.shape[:-1], -1)[..., : x.shape[-1]]
     return jnp.where(bits >= np.uint16(dropped), x * (2**16 / (2**16 - dropped)), 0).astype(x.dtype)
 

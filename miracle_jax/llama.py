@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from miracle_jax import config
 from miracle_jax.decoder import Decoder, LmHead
 from miracle_jax.layers import ACTIVATIONS, Compute, attention, dense, dropout, split_key
+from miracle_jax.packing import Packing
 
 Rotation = tuple[Float[Array, "*B S K"], Float[Array, "*B S K"]]  # cosine and sine
 
@@ -49,19 +50,20 @@ class Block(nnx.Module):
         self.mlp_in = dense(D, 2 * shape.mlp, std, dtype, rngs, bias=False, rank=rank)  # gate | up on the last axis
         self.mlp_out = dense(shape.mlp, D, std, dtype, rngs, bias=False, rank=rank)
 
-    def __call__(self, x: Float[Array, "B S D"], look, place, past, key):
+    def __call__(self, x: Float[Array, "K T D"], look, place, packing: Packing, past, key):
         rate, H, G = self.shape.dropout, self.shape.heads, self.groups
         weights_key, attention_key, mlp_key = split_key(key, 3)
-        heads = self.qkv(self.attention_norm(x)).reshape(*x.shape[:2], H + 2 * G, -1)
-        q, k, v = jnp.split(heads, (H, H + G), axis=2)
+        qkv = packing.apart(self.qkv(self.attention_norm(x)))
+        q, k, v = jnp.split(qkv.reshape(*qkv.shape[:2], H + 2 * G, -1), (H, H + G), axis=2)
         q, k = rotate(q, place), rotate(k, place)
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         parts, kept = look(past, k, v)
         mixed = attention(q, parts, rate, weights_key, self.how.attention)
-        x = x + dropout(self.attention_out(mixed), rate, attention_key)
+        mixed = self.attention_out(packing.together(mixed))
+        x = x + dropout(mixed, rate, packing.keys(attention_key))
         gate, up = jnp.split(self.mlp_in(self.mlp_norm(x)), 2, axis=-1)
         hidden = self.mlp_out(ACTIVATIONS[self.shape.activation](gate) * up)
-        return x + dropout(hidden, rate, mlp_key), kept
+        return x + dropout(hidden, rate, packing.keys(mlp_key)), kept
 
 
 class Llama(Decoder):

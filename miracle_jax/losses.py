@@ -18,6 +18,7 @@ from miracle_jax.cvae import Outputs
 from miracle_jax.decoder import LmHead
 from miracle_jax.latent import Gaussian
 from miracle_jax.latent import kl as gaussian_kl
+from miracle_jax.packing import Packing
 
 LARGEST = 1e6
 """A loss or gradient norm beyond it means nothing: nats a token are below 20, a KL divergence in the hundreds."""
@@ -54,15 +55,21 @@ def kl_cycle(step: Int[Array, ""] | int, loss: config.Loss) -> Float[Array, ""]:
 
 
 def reconstruction(
-    hidden: Float[Array, "B S D"],
+    hidden: Float[Array, "B S D"] | Float[Array, "K T D"],
     lm_head: LmHead,
     reply: Int[Array, "B S"],
     length: Int[Array, " B"],
     weight: Float[Array, " B"],
+    packing: Packing | None = None,
 ) -> Float[Array, ""]:
-    """Sum over reply tokens and `<eos>` of -log p(token | earlier tokens, z), in nats; padding never counts."""
+    """Sum over reply tokens and `<eos>` of -log p(token | earlier tokens, z), in nats; padding never counts.
+
+    packing: how the tokens of `hidden` lie; None: as they come.
+    """
+    packing = packing or Packing(*reply.shape)
     counted = (jnp.arange(reply.shape[1]) < length[:, None] - 1) * weight[:, None]
-    return cross_entropy(hidden, lm_head, jnp.roll(reply, -1, axis=1), counted.astype(jnp.float32))
+    target, counted = packing.together(jnp.roll(reply, -1, axis=1)), packing.together(counted.astype(jnp.float32))
+    return cross_entropy(hidden, lm_head, target, counted)
 
 
 LOGITS_MB = 128
@@ -207,7 +214,8 @@ def parts(out: Outputs, batch: dict[str, Array], loss: config.Loss, total: Count
     Those with weight 0 are left out, except what is always reported: reconstruction, and the KL of a posterior.
     """
     weight = row_weight(batch)
-    reconstruct = reconstruction(out.hidden, out.lm_head, batch["reply"], batch["reply_length"], weight)
+    reply, packing = (batch["reply"], batch["reply_length"], weight), Packing.of(batch, "reply")
+    reconstruct = reconstruction(out.hidden, out.lm_head, *reply, packing)
     named = {"reconstruct": reconstruct / total.tokens}
     if out.posterior is not None:
         named["kl"] = jnp.sum(weight * floored_kl(out.posterior, out.prior, loss.kl_floor)) / total.instances

@@ -11,6 +11,9 @@ A batch is a dict of numpy arrays. Axis letters: G micro-batches of a step, B in
 all int32, each S that of the step's bucket. Behind its length a row is filled with padding (`reply` with <eos>); in
 front of it where it is a prompt, so that the reply follows at once. There are prompts where decoder.sees_context is
 set; they are as wide as the longest of the instances in the bucket and those below it.
+
+Where training packs the tokens of a micro-batch end to end (packing.py), context_tokens, joint_tokens and reply_tokens
+(G, K, T) say where they are, for each of the K shares of its rows.
 """
 
 import functools
@@ -29,6 +32,9 @@ from miracle_jax.tokenizers import Tokenizers, load_or_train
 
 READ_TOGETHER = 64
 """Texts that `by_length` hands over at a time."""
+ROUND, SPARE, WORTH = 32, 64, 0.9
+"""Packed tokens are counted by ROUND, have one place in SPARE of a bucket's in reserve for later epochs (in twelve of the
+bundled corpus 5 of 4,004 steps of 16 needed more), and stay as they are where more than WORTH of the places is left."""
 
 
 def prepare(config: Config, tokenizers: Tokenizers | None = None) -> Corpus:
@@ -129,6 +135,9 @@ class Batches:
     shuffled, then sorted by bucket, and micro-batch k takes the k-th slice of every attribute, so micro-batches hold
     instances of similar length; the bucket of a step is the largest that one of its rows needs. Then the steps are
     shuffled. An attribute with fewer instances than places repeats some.
+
+    Packed, a share of a micro-batch has room for the tokens of the fullest one of the same bucket in the first epoch, and
+    some more; a step of a later epoch that does not fit is left unpacked. So a bucket has one shape, rarely two.
     """
 
     def __init__(
@@ -139,9 +148,11 @@ class Batches:
         accumulate: int,
         seed: int,
         own: np.ndarray | None = None,
+        shares: int = 0,
     ):
         """batch_size: instances of a step, all micro-batches and processes together. own: the numbers of the rows of a
-        micro-batch that this process reads (`mesh.own_rows`); None: all.
+        micro-batch that this process reads (`mesh.own_rows`); None: all. shares: into how many parts devices split the
+        rows of a micro-batch, whose tokens are packed for each; 0: nothing is packed.
 
         Raises UserError when a micro-batch has no place for every attribute.
         """
@@ -151,7 +162,7 @@ class Batches:
         self.steps_per_epoch = max(len(examples) // batch_size, 1)
         self._accumulate, self._seed = accumulate, seed
         self.columns = None  # as in `collate`; to be set before the first batch is taken
-        self._own = slice(None) if own is None else own
+        self._own, self._shares = slice(None) if own is None else own, shares
         self.bucket_of = assign_buckets(examples.lengths, self.buckets)
         self._widths = widths_of(examples, self.bucket_of, self.buckets)
         # An instance with several labels is drawn as one of its rarest attribute, so that this one is in every batch;
@@ -173,10 +184,12 @@ class Batches:
         self._quotas = _quotas([len(s) for s in self._strata], rows, self.steps_per_epoch * accumulate)
         # Two, because prefetching threads work on the end of an epoch and the start of the next.
         self._epoch = functools.lru_cache(maxsize=2)(self._plan)
+        self._room = self._rooms() if shares else None
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
         indices, bucket = self._place(step)
-        return collate(self.examples, indices[:, self._own], self._widths[bucket], self.columns)
+        batch = collate(self.examples, indices[:, self._own], self._widths[bucket], self.columns)
+        return batch | self._tokens(indices, bucket) if self._shares else batch
 
     def bucket(self, step: int) -> Limits:
         """The shape of a step."""
@@ -195,8 +208,44 @@ class Batches:
     def padding_fraction(self) -> float:
         """The share of the first epoch's token places, encoders' and decoder's, that is padding."""
         indices, buckets = self._epoch(0)
-        places = np.array(self._widths)[buckets].sum() * indices[0].size
-        return 1.0 - float(self.examples.lengths[indices].sum() / places)
+        places = np.array(self._widths) * indices[0].size
+        if self._shares:
+            places[:, : len(FIELDS)] = self._room * self._accumulate * self._shares
+        return 1.0 - float(self.examples.lengths[indices].sum() / places[buckets].sum())
+
+    def _filled(self, indices: np.ndarray) -> np.ndarray:
+        """(..., K, len(FIELDS)) tokens of each share of micro-batches (..., B)."""
+        lengths = self.examples.lengths[indices][..., : len(FIELDS)]
+        return lengths.reshape(*indices.shape[:-1], self._shares, -1, len(FIELDS)).sum(axis=-2)
+
+    def _rooms(self) -> np.ndarray:
+        """(buckets, len(FIELDS)): for how many tokens a share has room. For all its places where that saves little, and
+        where a prompt stands before the reply."""
+        indices, buckets = self._epoch(0)
+        filled = self._filled(indices).max(axis=(1, 2))
+        rooms = np.array(self.buckets) * (indices.shape[-1] // self._shares)
+        for bucket in np.unique(buckets):
+            fullest = filled[buckets == bucket].max(axis=0) + rooms[bucket] // SPARE
+            fullest = -(-fullest // ROUND) * ROUND
+            saves = fullest <= WORTH * rooms[bucket]
+            saves[-1] &= self.examples.lengths.shape[1] == len(FIELDS)
+            rooms[bucket] = np.where(saves, fullest, rooms[bucket])
+        return rooms
+
+    def _tokens(self, indices: np.ndarray, bucket: int) -> dict[str, np.ndarray]:
+        """Where the tokens of this process' rows of a step are, (G, K, T) for each field that is packed."""
+        room, found = self._room[bucket], {}
+        if (self._filled(indices) > room).any():
+            return {}
+        own, rows = indices[:, self._own], indices.shape[1] // self._shares
+        for field, (name, width) in enumerate(zip(FIELDS, self.buckets[bucket], strict=True)):
+            if room[field] < rows * width and f"{name}_mean" not in (self.columns or {}):
+                length = self.examples.lengths[own, field].reshape(len(own), -1, rows, 1)
+                inside = (np.arange(width) < length).reshape(*length.shape[:2], -1)
+                places = np.full((*length.shape[:2], room[field]), -1, np.int32)
+                places[np.arange(room[field]) < inside.sum(axis=-1, keepdims=True)] = np.nonzero(inside)[-1]
+                found[f"{name}_tokens"] = places
+        return found
 
     def _place(self, step: int) -> tuple[np.ndarray, int]:
         """The instances (G, B) of a step, all processes', and the index of its bucket."""
@@ -211,13 +260,22 @@ class Batches:
         for members, quota in zip(self._strata, self._quotas.T, strict=True):
             places = quota.sum()
             order = np.concatenate([rng.permutation(members) for _ in range(-(-places // len(members)))])[:places]
-            order = order[np.argsort(self.bucket_of[order], kind="stable")]
+            order = np.concatenate([
+                self._spread(order[self.bucket_of[order] == bucket], max(round(quota.mean()), 1), rng)
+                for bucket in range(len(self.buckets))
+            ])  # fmt: skip
             parts.append(np.split(order, np.cumsum(quota)[:-1]))
         micro_batches = np.stack([np.concatenate(slices) for slices in zip(*parts, strict=True)])
         micro_batches = rng.permuted(micro_batches, axis=1)
         steps = micro_batches.reshape(self.steps_per_epoch, self._accumulate, -1)
         steps = rng.permutation(steps)
         return steps, self.bucket_of[steps].max(axis=(1, 2))
+
+    def _spread(self, rows: np.ndarray, number: int, rng: np.random.Generator) -> np.ndarray:
+        """Rows in a random order in which any `number` in a row are short and long ones in equal parts."""
+        by_length = rows[np.argsort(self.examples.lengths[rows, 1], kind="stable")]
+        bands = [rng.permutation(band) for band in np.array_split(by_length, number)]
+        return np.concatenate(bands)[np.argsort(np.concatenate([np.arange(len(b)) for b in bands]), kind="stable")]
 
 
 def _quotas(sizes: Sequence[int], rows: int, micro_batches: int) -> np.ndarray:

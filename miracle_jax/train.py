@@ -274,8 +274,9 @@ def _train(config: Config, workdir: Path, held: contextlib.ExitStack) -> dict:
             yield mesh.put_batch(batch, devices, batch_axis=0)
 
     batches = pipeline.Batches(
-        corpus.train, config.data.buckets, config.train.batch_size, config.train.accumulate, config.seed, own
-    )
+        corpus.train, config.data.buckets, config.train.batch_size, config.train.accumulate, config.seed, own,
+        mesh.shares_of(devices) if config.data.pack else 0,
+    )  # fmt: skip
     steps = config.train.steps or max(round(config.train.epochs * batches.steps_per_epoch), 1)
 
     # ---- Model and optimizer
