@@ -26,8 +26,10 @@ EPOCHS, TURNS = 20, 42_322  # of the paper
 
 
 def problem(size: str, batch: int, steps: int, shares: int = 1):
-    """(config, batches): consecutive steps of an epoch that share the commonest bucket, (1, B, ...) NumPy arrays, packed
-    for so many devices."""
+    """(config, batches): consecutive steps of an epoch that share the commonest bucket, (1, B, ...) NumPy arrays.
+
+    shares: number of devices that the batches are packed for.
+    """
     from miracle_jax import pipeline
     from miracle_jax.config import Train
 

@@ -101,7 +101,9 @@ def layer_norm(width: int, eps: float, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerN
 def dropout(x: Array, rate: float, key: Key[Array, "..."] | None) -> Array:
     """Zeroes a share `rate` of x and scales the rest up. Without a key (inference) x passes unchanged.
 
-    key: one for all of x, or one for each vector on its last axis. The rate is rounded to a multiple of 2^-16: 16 random bits an element, of which one 32-bit draw gives two. Drawing
+    key: one for all of x, or one for each vector on its last axis.
+
+    The rate is rounded to a multiple of 2^-16: 16 random bits an element, of which one 32-bit draw gives two. Drawing
     is most of what dropout costs.
     """
     dropped = round(rate * 2**16)

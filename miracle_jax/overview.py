@@ -27,7 +27,10 @@ def describe(config: Config) -> str:
     limits, settings = config.data.buckets[-1], config.train
     uncut = TokenisedDialogues(train, tokenizers, UNLIMITED).lengths
     examples = TokenisedDialogues(train, tokenizers, limits, config.decoder)
-    batches = pipeline.Batches(examples, config.data.buckets, settings.batch_size, settings.accumulate, config.seed)
+    batches = pipeline.Batches(
+        examples, config.data.buckets, settings.batch_size, settings.accumulate, config.seed,
+        shares=int(config.data.pack),
+    )  # fmt: skip
     return "\n\n".join(
         [
             "Dialogues (train/validation)\n" + table7(instances, held_out, schema),
@@ -35,7 +38,7 @@ def describe(config: Config) -> str:
             "Lengths of the training instances in tokens, before cutting\n" + histograms(uncut, limits),
             f"Batches of {settings.batch_size} instances, {batches.steps_per_epoch} steps an epoch\n"
             + bucket_table(batches)
-            + f"\npadding: {batches.padding_fraction:.1%} of the tokens of an epoch",
+            + f"\npadding: {batches.padding_fraction:.1%} of the tokens of an epoch, on one device",
             "One example, as encoder and decoder see it\n" + example(instances, examples, tokenizers, schema),
         ]
     )

@@ -33,8 +33,9 @@ from miracle_jax.tokenizers import Tokenizers, load_or_train
 READ_TOGETHER = 64
 """Texts that `by_length` hands over at a time."""
 ROUND, SPARE, WORTH = 32, 64, 0.9
-"""Packed tokens are counted by ROUND, have one place in SPARE of a bucket's in reserve for later epochs (in twelve of the
-bundled corpus 5 of 4,004 steps of 16 needed more), and stay as they are where more than WORTH of the places is left."""
+"""There is room for packed tokens in multiples of ROUND, with one place in SPARE of a bucket's kept for later epochs
+(in eleven of the bundled corpus 5 of 4,004 steps of 16 needed more). Where that is more than WORTH of the bucket,
+nothing is packed."""
 
 
 def prepare(config: Config, tokenizers: Tokenizers | None = None) -> Corpus:
@@ -136,8 +137,8 @@ class Batches:
     instances of similar length; the bucket of a step is the largest that one of its rows needs. Then the steps are
     shuffled. An attribute with fewer instances than places repeats some.
 
-    Packed, a share of a micro-batch has room for the tokens of the fullest one of the same bucket in the first epoch, and
-    some more; a step of a later epoch that does not fit is left unpacked. So a bucket has one shape, rarely two.
+    Packed, a share of a micro-batch has room for the tokens of the fullest one of the same bucket in the first epoch,
+    and some more; a step of a later epoch that does not fit is left unpacked. So a bucket has one shape, rarely two.
     """
 
     def __init__(

@@ -18,10 +18,10 @@ they do not at all.
     --compiler cpu|tpu     what the step is compiled for
     --out FILE.json        everything that is printed, and more
 
-The batch has the longest bucket. Where it has fewer rows than there are devices, each device gets one; --rows N gives
-each device N. Programs are compiled for CPUs unless --compiler tpu is given, which needs libtpu (the extra `tpu`), no
-TPU. A CPU's program computes bfloat16 in float32 and combines fewer collectives: it overstates peak memory and what is
-exchanged.
+The batch has the longest bucket, unpacked. Where it has fewer rows than there are devices, each device gets one; --rows
+N gives each device N. Programs are compiled for CPUs unless --compiler tpu is given, which needs libtpu (the extra
+`tpu`), no TPU. A CPU's program computes bfloat16 in float32 and combines fewer collectives: it overstates peak memory
+and what is exchanged.
 
 Pretrained checkpoints are not fetched: one on this machine tells its shape, of one on the hub the config's fields do.
 """

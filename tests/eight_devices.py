@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from parity import assert_trees_close
-from small import CONFIG, miracle, random_batch
+from small import CONFIG, miracle, packed, random_batch
 from test_losses import SAME, random_step
 from test_train import Toy
 
@@ -29,10 +29,10 @@ def test_there_are_eight_devices():
     assert jax.device_count() == 8
 
 
-def train(layout):
+def train(layout, pack=False):
     """Losses of two steps and the state after them, still on their devices. Dropout and the draws of z are on.
 
-    layout: a config.Mesh; None: one device, no mesh.
+    layout: a config.Mesh; None: one device, no mesh. pack: tokens end to end, for every share of the rows.
     """
     graphdef, params = nnx.split(miracle(ALWAYS_KL))
     # Not Adam: it would divide the rounding of gradients that are zero in theory by itself.
@@ -44,7 +44,9 @@ def train(layout):
         devices = mesh.make(layout)
         shardings = mesh.parameter_shardings(state, devices, layout)
         state = jax.device_put(state, shardings)
-        batches = [mesh.put_batch(batch, devices, batch_axis=1) for batch in BATCHES]
+        shares = mesh.shares_of(devices)
+        batches = [packed(batch, shares, 96 // shares) for batch in BATCHES] if pack else BATCHES
+        batches = [mesh.put_batch(batch, devices, batch_axis=1) for batch in batches]
     step = make_train_step(ALWAYS_KL, graphdef, optimizer, Keys.of(0).steps, shardings)
     named = []
     for batch in batches:
@@ -64,6 +66,12 @@ def test_two_steps_with_split_parameters_equal_those_of_one_device():
     assert jax.tree.map(lambda leaf: leaf.sharding, many["state"]) == shardings
     kernel = many["state"]["params"]["decoder"]["layers"]["blocks"]["mlp_in"]["kernel"]
     assert len(kernel.sharding.device_set) == 8 and kernel.sharding.spec == P(None, None, "fsdp")
+
+
+def test_two_steps_with_packed_tokens_equal_those_of_padded_ones_on_one_device():
+    one, _ = train(None)
+    many, _ = train(config.Mesh(fsdp=4, shard_above_mb=0.001), pack=True)
+    assert_trees_close(jax.device_get(many), jax.device_get(one), 1e-5)
 
 
 @pytest.mark.slow

@@ -48,3 +48,17 @@ def random_batch(*leading: int, seed: int = 0) -> dict[str, np.ndarray]:
         for attribute in {place[-1] % 3, rng.integers(3)}:
             labels[*place, attribute] = rng.integers(SIZES[attribute])
     return {name: array.astype(np.int32) for name, array in (batch | {"labels": labels}).items()}
+
+
+def packed(batch: dict[str, np.ndarray], shares: int, room: int) -> dict[str, np.ndarray]:
+    """A batch (G, B, ...) with the places of its fields' tokens, room for so many in each share of its rows."""
+    found = dict(batch)
+    for name in [name for name in batch if f"{name}_length" in batch]:
+        groups, rows, width = batch[name].shape
+        found[f"{name}_tokens"] = np.full((groups, shares, room), -1, np.int32)
+        for group, share in np.ndindex(groups, shares):
+            own = range(rows // shares)
+            lengths = batch[f"{name}_length"][group].reshape(shares, -1)[share]
+            places = [row * width + place for row in own for place in range(lengths[row])]
+            found[f"{name}_tokens"][group, share, : len(places)] = places
+    return found

@@ -280,6 +280,85 @@ def test_padding_is_near_what_it_would_be_with_every_instance_in_its_own_bucket(
     assert batches.padding_fraction < least + 0.02 < Batches(data, BUCKETS[-1:], 32, 1, seed=0).padding_fraction - 0.07
 
 
+def test_batches_have_short_and_long_texts_in_equal_parts():
+    data = made_up([700, 500, 400])
+    batches = Batches(data, BUCKETS[-1:], 32, 1, seed=0)
+    totals = [batches[step]["joint_length"].sum() for step in range(batches.steps_per_epoch)]
+    by_chance = data.lengths[:, 1].std() * 32**0.5
+    assert np.std(totals) < by_chance / 4
+
+
+# ------------------------------------------------------------------------------------------------ packing
+
+
+def test_packed_batches_say_where_their_tokens_are():
+    data = made_up([70, 50, 40])
+    plain, batches = (Batches(data, BUCKETS, 24, 2, seed=1, shares=shares) for shares in (0, 2))
+    for step in range(3 * batches.steps_per_epoch):
+        batch, expected = batches[step], plain[step]
+        assert same({name: batch[name] for name in expected}, expected)
+        extra = batch.keys() - expected.keys()
+        assert extra <= {f"{name}_tokens" for name in FIELDS} and (extra or step >= batches.steps_per_epoch)
+        for name in extra:
+            field = name.removesuffix("_tokens")
+            rows, length = (expected[key].reshape(2, 2, 6, -1) for key in (field, f"{field}_length"))
+            assert batch[name].shape[:2] == (2, 2) and batch[name].dtype == np.int32
+            for group, share in np.ndindex(2, 2):
+                width = rows.shape[-1]
+                places = [r * width + place for r in range(6) for place in range(length[group, share, r, 0])]
+                assert batch[name][group, share].tolist() == places + [-1] * (batch[name].shape[-1] - len(places))
+
+
+def test_a_bucket_has_one_packed_shape_and_rarely_needs_its_padded_one():
+    batches = Batches(made_up([700, 500, 400]), BUCKETS, 32, 1, seed=0, shares=2)
+    steps, shapes = 10 * batches.steps_per_epoch, {bucket: [] for bucket in BUCKETS}
+    for step in range(steps):
+        tokens = {name: array.shape for name, array in batches[step].items() if name.endswith("_tokens")}
+        shapes[batches.bucket(step)].append(tuple(sorted(tokens.items())))
+    for found in shapes.values():
+        assert len(set(found)) <= 2 and found.count(()) <= len(found) / 50
+
+
+def test_packing_leaves_little_padding_and_says_how_much():
+    data = made_up([700, 500, 400])
+    plain, batches = (Batches(data, BUCKETS, 32, 1, seed=0, shares=shares) for shares in (0, 1))
+    places = tokens = 0
+    for step in range(batches.steps_per_epoch):
+        batch = batches[step]
+        places += sum(batch.get(f"{name}_tokens", batch[name]).size for name in FIELDS)
+        tokens += sum(batch[f"{name}_length"].sum() for name in FIELDS)
+    assert batches.padding_fraction == pytest.approx(1 - tokens / places)
+    assert batches.padding_fraction < plain.padding_fraction / 2
+
+
+def test_texts_that_fill_their_bucket_are_not_packed():
+    data = made_up([60, 60], lengths=[[38, 57, 19]] * 120)
+    batches = Batches(data, BUCKETS[:1], 24, 1, seed=0, shares=1)
+    assert same(batches[0], Batches(data, BUCKETS[:1], 24, 1, seed=0)[0])
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_pack_their_own_rows(processes):
+    whole = Batches(made_up([70, 50, 40]), BUCKETS, 24, 2, seed=1, shares=4)
+    parts = [
+        Batches(made_up([70, 50, 40]), BUCKETS, 24, 2, 1, np.arange(12).reshape(processes, -1)[p], shares=4)
+        for p in range(processes)
+    ]
+    for step in (0, 5, 6, 20):
+        assert any(name.endswith("_tokens") for name in whole[step])
+        assert same(joined([part[step] for part in parts], axis=1), whole[step])
+
+
+def test_what_frozen_encoders_have_read_and_what_follows_a_prompt_is_not_packed(run):
+    batches = Batches(made_up([70, 50, 40]), BUCKETS, 24, 1, seed=1, shares=1)
+    batches.columns = {"context_mean": np.zeros((160, 2), np.float32)}
+    assert {name for name in batches[0] if name.endswith("_tokens")} == {"joint_tokens", "reply_tokens"}
+    seeing = dataclasses.replace(run, decoder=dataclasses.replace(run.decoder, sees_context=True, context_tokens=9))
+    batches = Batches(pipeline.prepare(seeing).train, run.data.buckets, 12, 1, seed=0, shares=1)
+    names = {name for step in range(8) for name in batches[step] if name.endswith("_tokens")}
+    assert names == {"context_tokens", "joint_tokens"}
+
+
 # ------------------------------------------------------------------------------------------------ evaluation
 
 
