@@ -3,11 +3,13 @@
     python -m benchmarks.train_step [--size tiny|base|paper] [--device cpu|gpu] [--curves] [--batch 16] [--steps 2]
 
 One call is the same few optimizer steps on the same batches, dropout 0.1, AdamW, clipping, all losses; on a GPU in
-bfloat16 (autocast in PyTorch). Ours gets the batches as its pipeline makes them, filled up to their bucket; PyTorch
-gets them cut to the longest text of each batch, which costs it nothing. Batch: 16 (tiny, base), 64 (paper).
+bfloat16 (autocast in PyTorch). Ours gets the batches as its pipeline makes them: filled up to their bucket, and packed,
+so that only attention meets most of the padding; PyTorch gets them cut to the longest text of each batch, which costs
+it nothing. Batch: 16 (tiny, base), 64 (paper).
 
 The share of matmul is model FLOPs utilisation: multiplications and additions of the step's products, as `plan` counts
-them over the tokens of ours' buckets, against the rate of a large product on the same machine. The paper's
+them, of ours' packed batches, against the rate of a large product on the same machine. PyTorch's is taken of the same
+number, although it computes more for the padding that is left to it. The paper's
 20 epochs of 42,322 turns are extrapolated from the measured step, without validation and checkpoints.
 """
 

@@ -68,13 +68,18 @@ def abstract_step(config: Config, sizes: tuple[int, ...], devices: JaxMesh, batc
     step = make_train_step(
         config, graphdef, optimizer, jax.random.key(0), jax.tree.map(lambda leaf: leaf.sharding, state)
     )
-    rows, positions = batch.get("reply_tokens", batch["reply"]).shape[1:]
+    rows, positions = _scored(batch)
     trips = losses.pieces(rows // mesh.shares_of(devices), positions, config.decoder.vocab_size)
     return Step(step, state, laid_out(batch, {name: by_rows for name in batch}), layout(frozen), trips)
 
 
+def _scored(batch: dict) -> tuple[int, int]:
+    """Rows and positions of what the vocabulary's scores are taken of, in a micro-batch."""
+    return batch.get("reply_tokens", batch["reply"]).shape[1:]
+
+
 def batch_shapes(config: Config, attributes: int, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch of the longest bucket as pipeline.py makes it. rows: of a micro-batch, over all devices."""
+    """A batch of the longest bucket as pipeline.py makes it, unpacked. rows: of a micro-batch, over all devices."""
     groups, shapes = config.train.accumulate, {}
     widths = dict(zip(FIELDS, config.data.buckets[-1], strict=True))
     if config.decoder.sees_context:
@@ -94,5 +99,5 @@ def products(config: Config, sizes: tuple[int, ...], batch: dict, scored: int | 
     scored: tokens of the longest reply (packed: of all) whose next is scored, where that is less than its bucket.
     """
     one = jax.sharding.AbstractMesh((1,) * len(mesh.AXES), mesh.AXES)
-    trips = losses.pieces(*batch.get("reply_tokens", batch["reply"]).shape[1:], config.decoder.vocab_size, scored)
+    trips = losses.pieces(*_scored(batch), config.decoder.vocab_size, scored)
     return cost.products(abstract_step(config, sizes, one, batch).trace().jaxpr, trips)

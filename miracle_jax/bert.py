@@ -1,6 +1,6 @@
 """The BERT encoder (Devlin et al. 2019) with mean pooling.
 
-Axis letters: B batch, S tokens, D model, H heads, K head size; K, T of tokens: as in packing.py.
+Axis letters: B batch, S tokens, D model, H heads, K head size; W, U: as in packing.py.
 """
 
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ class Block(nnx.Module):
         self.mlp_out = dense(shape.mlp, D, std, dtype, rngs)
         self.mlp_norm = layer_norm(D, shape.norm_eps, dtype, rngs)
 
-    def __call__(self, x: Float[Array, "K T D"], visible, packing: Packing, _, key):
+    def __call__(self, x: Float[Array, "W U D"], visible, packing: Packing, _, key):
         rate = self.shape.dropout
         weights_key, attention_key, mlp_key = split_key(key, 3)
         qkv = packing.apart(self.qkv(x))

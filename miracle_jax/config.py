@@ -43,11 +43,11 @@ class Data:
     """Hub name or folder of a GPT-2 tokenizer. Empty: byte-level BPE is trained on the training text."""
     buckets: tuple[tuple[int, int, int], ...] = ((128, 192, 64), (256, 320, 64), (512, 512, 128))
     """Shapes of a batch, ascending, at most six: tokens of (context, context + reply, reply). The last one is the
-    length limit; the reply's counts `<bos>` and `<eos>`. Every shape is compiled once, or twice with `pack`: where a
-    later epoch has a batch with more tokens than the first."""
+    length limit; the reply's counts `<bos>` and `<eos>`. Every shape is compiled once."""
     pack: bool = True
     """Train on the tokens of a batch end to end, without their padding, except in attention. It changes rounding only.
-    Not for the reply where the decoder sees the context."""
+    Not for the reply where the decoder sees the context. A batch with more tokens than the pipeline foresaw, one in
+    thousands, has its padding after all: memory has to suffice for that, which is what `plan` shows."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class Outputs(NamedTuple):
     posterior: Gaussian | None
     z: Float[Array, "B Z"]
     hidden: Float[Array, "B S D"]
-    """The decoder's states after each of `reply`'s tokens; (K, T, D) where the batch packs them."""
+    """The decoder's states after each of `reply`'s tokens; (W, U, D) where the batch packs them."""
     lm_head: LmHead
     attribute_logits: Float[Array, "B A N"] | None
 
@@ -99,7 +99,7 @@ class Miracle(nnx.Module):
 
         Args:
           batch: context (B, Sc), context_length (B,), joint (B, Sj), joint_length (B,), reply (B, Sr), and where the
-            decoder sees the context prompt (B, Sp) and prompt_length (B,); see pipeline.py. Fields with tokens (K, T)
+            decoder sees the context prompt (B, Sp) and prompt_length (B,); see pipeline.py. Fields with tokens (W, U)
             are packed. Texts that frozen encoders have read already are context_mean (B, D) and joint_mean (B, D)
             instead.
           key: for dropout and for the draw of z; None means neither (z is the mean).

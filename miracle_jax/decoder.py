@@ -4,7 +4,7 @@ The latent z enters twice: `latent_embed(z)` is added to every token embedding, 
 key = value position per layer that every token attends to. That position is number 0, so tokens start at position 1.
 
 Axis letters: B batch, S new tokens, T earlier positions, D model, H heads, G key/value heads, K head size, L layers,
-Z latent, V vocabulary. What a layer is given as (K, T, D) is (B, S, D) unless its tokens are packed (packing.py).
+Z latent, V vocabulary. What a layer is given as (W, U, D) is (B, S, D) unless its tokens are packed (packing.py).
 """
 
 from collections.abc import Callable
@@ -90,7 +90,7 @@ class Decoder(nnx.Module):
         layers: Callable | None = None,
         column: Int[Array, ""] | None = None,
         packing: Packing | None = None,
-    ) -> tuple[Float[Array, "B S D"] | Float[Array, "K T D"], New | Past]:
+    ) -> tuple[Float[Array, "B S D"] | Float[Array, "W U D"], New | Past]:
         """Runs S new tokens after T earlier positions, of which position 0 is the latent's.
 
         Args:
@@ -150,7 +150,7 @@ class Decoder(nnx.Module):
         prompt: Int[Array, "B P"] | None = None,
         prompt_length: Int[Array, " B"] | None = None,
         packing: Packing | None = None,
-    ) -> Float[Array, "B S D"] | Float[Array, "K T D"]:
+    ) -> Float[Array, "B S D"] | Float[Array, "W U D"]:
         """Hidden states after each of the tokens of a whole reply, which starts with `<bos>`; `logits` scores them.
 
         Rows are padded on the right: a token never sees what follows it, so padding cannot change the states before it.

@@ -27,7 +27,7 @@ class Block(nnx.Module):
         self.mlp_in = dense(D, shape.mlp, std, dtype, rngs, rank=rank)
         self.mlp_out = dense(shape.mlp, D, residual_std, dtype, rngs, rank=rank)
 
-    def __call__(self, x: Float[Array, "K T D"], look, place, packing: Packing, past, key):
+    def __call__(self, x: Float[Array, "W U D"], look, place, packing: Packing, past, key):
         rate = self.shape.dropout
         weights_key, attention_key, mlp_key = split_key(key, 3)
         qkv = packing.apart(self.qkv(self.attention_norm(x)))

@@ -50,7 +50,7 @@ class Block(nnx.Module):
         self.mlp_in = dense(D, 2 * shape.mlp, std, dtype, rngs, bias=False, rank=rank)  # gate | up on the last axis
         self.mlp_out = dense(shape.mlp, D, std, dtype, rngs, bias=False, rank=rank)
 
-    def __call__(self, x: Float[Array, "K T D"], look, place, packing: Packing, past, key):
+    def __call__(self, x: Float[Array, "W U D"], look, place, packing: Packing, past, key):
         rate, H, G = self.shape.dropout, self.shape.heads, self.groups
         weights_key, attention_key, mlp_key = split_key(key, 3)
         qkv = packing.apart(self.qkv(self.attention_norm(x)))

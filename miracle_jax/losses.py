@@ -55,7 +55,7 @@ def kl_cycle(step: Int[Array, ""] | int, loss: config.Loss) -> Float[Array, ""]:
 
 
 def reconstruction(
-    hidden: Float[Array, "B S D"] | Float[Array, "K T D"],
+    hidden: Float[Array, "B S D"] | Float[Array, "W U D"],
     lm_head: LmHead,
     reply: Int[Array, "B S"],
     length: Int[Array, " B"],
@@ -214,8 +214,9 @@ def parts(out: Outputs, batch: dict[str, Array], loss: config.Loss, total: Count
     Those with weight 0 are left out, except what is always reported: reconstruction, and the KL of a posterior.
     """
     weight = row_weight(batch)
-    reply, packing = (batch["reply"], batch["reply_length"], weight), Packing.of(batch, "reply")
-    reconstruct = reconstruction(out.hidden, out.lm_head, *reply, packing)
+    reconstruct = reconstruction(
+        out.hidden, out.lm_head, batch["reply"], batch["reply_length"], weight, Packing.of(batch, "reply")
+    )
     named = {"reconstruct": reconstruct / total.tokens}
     if out.posterior is not None:
         named["kl"] = jnp.sum(weight * floored_kl(out.posterior, out.prior, loss.kl_floor)) / total.instances

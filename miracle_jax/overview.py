@@ -29,7 +29,7 @@ def describe(config: Config) -> str:
     examples = TokenisedDialogues(train, tokenizers, limits, config.decoder)
     batches = pipeline.Batches(
         examples, config.data.buckets, settings.batch_size, settings.accumulate, config.seed,
-        shares=int(config.data.pack),
+        shares=1 if config.data.pack else 0,
     )  # fmt: skip
     return "\n\n".join(
         [

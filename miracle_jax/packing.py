@@ -4,7 +4,7 @@ Dense layers, norms and dropout take each token on its own, so padding among the
 takes each text on its own. A model therefore computes on tokens that are `together` and lays texts `apart` for
 attention.
 
-Axis letters: B texts, S places of a text, K shares of a batch, one a device, T tokens of a share.
+Axis letters: B texts, S places of a text, W shares of a batch (its workers', one a device), U tokens of a share.
 """
 
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 
 
 class Packing:
-    """How the tokens of B texts lie: end to end, (K, T), or as they come, (B, S), padding included."""
+    """How the tokens of B texts lie: end to end, (W, U), or as they come, (B, S), padding included."""
 
     def __init__(self, rows: int, width: int, length: Int[Array, " B"] | None = None,
-                 tokens: Int[Array, "K T"] | None = None):  # fmt: skip
-        """rows, width: B and S. tokens: where each token of a share is among its B / K x S places, -1 behind the last,
-        as `pipeline.Batches` gives it for texts of these lengths; None: nothing is packed."""
+                 tokens: Int[Array, "W U"] | None = None):  # fmt: skip
+        """rows, width: B and S. length: of the texts. tokens: where each token of a share is among its B / W x S
+        places, -1 behind the last, as `pipeline.Batches` gives it; None: nothing is packed."""
         self._shape, self._tokens = (rows, width), tokens
         if tokens is not None:
             length = length.reshape(len(tokens), -1, 1)
@@ -32,21 +32,22 @@ class Packing:
         """That of one field of a batch of pipeline.py."""
         return cls(*batch[field].shape, batch[f"{field}_length"], batch.get(f"{field}_tokens"))
 
-    def together(self, x: Shaped[Array, "B S *D"]) -> Shaped[Array, "K T *D"]:
+    def together(self, x: Shaped[Array, "B S *D"]) -> Shaped[Array, "W U *D"]:
         """The tokens of all texts end to end, and 0 behind them; x itself where nothing is packed."""
         if self._tokens is None:
             return x
         x = x.reshape(*self._places.shape, *x.shape[2:])
         return _moved(x, self._tokens, self._places)
 
-    def apart(self, x: Shaped[Array, "K T *D"]) -> Shaped[Array, "B S *D"]:
+    def apart(self, x: Shaped[Array, "W U *D"]) -> Shaped[Array, "B S *D"]:
         """The reverse of `together`, with 0 for padding."""
         if self._tokens is None:
             return x
         return _moved(x, self._places, self._tokens).reshape(*self._shape, *x.shape[2:])
 
-    def keys(self, key: Key[Array, ""] | None) -> Key[Array, "K T"] | None:
-        """A key for each token. It depends on the text's row and the token's place in it, not on how they lie."""
+    def keys(self, key: Key[Array, ""] | None) -> Key[Array, "W U"] | None:
+        """A key for each token. It depends on the text's row and the token's place in it, below 2^16 each, not on how
+        they lie."""
         if key is None:
             return None
         rows, width = self._shape
@@ -57,9 +58,9 @@ class Packing:
 
 @jax.custom_vjp
 def _moved(
-    x: Shaped[Array, "K N *D"], source: Int[Array, "K M"], back: Int[Array, "K N"]
-) -> Shaped[Array, "K M *D"]:
-    """x[k, source[k, m]], or 0 where that is -1. back: where each of x's went, by which gradients are gathered too;
+    x: Shaped[Array, "W N *D"], source: Int[Array, "W M"], back: Int[Array, "W N"]
+) -> Shaped[Array, "W M *D"]:
+    """x[w, source[w, m]], or 0 where that is -1. back: where each of x's went, by which gradients are gathered too;
     JAX's own would be scattered."""
 
     def one(x, source):
@@ -73,7 +74,7 @@ def _moved_forward(x, source, back):
     return _moved(x, source, back), (source, back)
 
 
-def _moved_backward(kept, slope: Float[Array, "K M *D"]):
+def _moved_backward(kept, slope: Float[Array, "W M *D"]):
     source, back = kept
     return _moved(slope, back, source), None, None
 

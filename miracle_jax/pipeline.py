@@ -13,7 +13,7 @@ front of it where it is a prompt, so that the reply follows at once. There are p
 set; they are as wide as the longest of the instances in the bucket and those below it.
 
 Where training packs the tokens of a micro-batch end to end (packing.py), context_tokens, joint_tokens and reply_tokens
-(G, K, T) say where they are, for each of the K shares of its rows.
+(G, W, U) say where they are, for each of the W shares of its rows.
 """
 
 import functools
@@ -32,10 +32,12 @@ from miracle_jax.tokenizers import Tokenizers, load_or_train
 
 READ_TOGETHER = 64
 """Texts that `by_length` hands over at a time."""
-ROUND, SPARE, WORTH = 32, 64, 0.9
-"""There is room for packed tokens in multiples of ROUND, with one place in SPARE of a bucket's kept for later epochs
-(in eleven of the bundled corpus 5 of 4,004 steps of 16 needed more). Where that is more than WORTH of the bucket,
-nothing is packed."""
+LOOKED_AT, EPOCHS = 4000, 200
+"""How much room packed tokens need is seen in the epochs of so many steps, so many epochs at most."""
+ROUND, SPARE, WORTH = 16, 128, 0.9
+"""The room is a multiple of ROUND and has one place in SPARE of the bucket's to spare: in 30 later epochs of the
+bundled corpus no step of 16 or 64 needed more, 1 of 5,460 of 32 on 8 devices did. Nothing is packed where the room
+would be more than WORTH of the bucket."""
 
 
 def prepare(config: Config, tokenizers: Tokenizers | None = None) -> Corpus:
@@ -134,11 +136,13 @@ class Batches:
     Each micro-batch holds every attribute in proportion to its instances, and at least once; instances of which no
     aspect is known are drawn as those of one more attribute. Within an attribute the instances of an epoch are
     shuffled, then sorted by bucket, and micro-batch k takes the k-th slice of every attribute, so micro-batches hold
-    instances of similar length; the bucket of a step is the largest that one of its rows needs. Then the steps are
-    shuffled. An attribute with fewer instances than places repeats some.
+    instances that need the same bucket, short and long ones of it in equal parts, which makes their tokens about as
+    many. The bucket of a step is the largest that one of its rows needs. Then the steps are shuffled. An attribute with
+    fewer instances than places repeats some.
 
-    Packed, a share of a micro-batch has room for the tokens of the fullest one of the same bucket in the first epoch,
-    and some more; a step of a later epoch that does not fit is left unpacked. So a bucket has one shape, rarely two.
+    Packed, a share of a micro-batch has room for the tokens of the fullest one of its bucket in many epochs; a step
+    that needs more is left unpacked, so a bucket has one shape and hardly ever two. In a micro-batch a long text
+    follows a short one, for the sake of devices that share it.
     """
 
     def __init__(
@@ -207,7 +211,8 @@ class Batches:
 
     @property
     def padding_fraction(self) -> float:
-        """The share of the first epoch's token places, encoders' and decoder's, that is padding."""
+        """The share of the first epoch's token places, encoders' and decoder's, that is padding; packed, of those that
+        all but attention computes on."""
         indices, buckets = self._epoch(0)
         places = np.array(self._widths) * indices[0].size
         if self._shares:
@@ -215,16 +220,17 @@ class Batches:
         return 1.0 - float(self.examples.lengths[indices].sum() / places[buckets].sum())
 
     def _filled(self, indices: np.ndarray) -> np.ndarray:
-        """(..., K, len(FIELDS)) tokens of each share of micro-batches (..., B)."""
+        """(..., W, len(FIELDS)) tokens of each share of micro-batches (..., B)."""
         lengths = self.examples.lengths[indices][..., : len(FIELDS)]
         return lengths.reshape(*indices.shape[:-1], self._shares, -1, len(FIELDS)).sum(axis=-2)
 
     def _rooms(self) -> np.ndarray:
         """(buckets, len(FIELDS)): for how many tokens a share has room. For all its places where that saves little, and
         where a prompt stands before the reply."""
-        indices, buckets = self._epoch(0)
-        filled = self._filled(indices).max(axis=(1, 2))
-        rooms = np.array(self.buckets) * (indices.shape[-1] // self._shares)
+        plans = [self._plan(epoch) for epoch in range(min(-(-LOOKED_AT // self.steps_per_epoch), EPOCHS))]
+        filled = np.concatenate([self._filled(indices).max(axis=(1, 2)) for indices, _ in plans])
+        buckets = np.concatenate([buckets for _, buckets in plans])
+        rooms = np.array(self.buckets) * (plans[0][0].shape[-1] // self._shares)
         for bucket in np.unique(buckets):
             fullest = filled[buckets == bucket].max(axis=0) + rooms[bucket] // SPARE
             fullest = -(-fullest // ROUND) * ROUND
@@ -234,18 +240,19 @@ class Batches:
         return rooms
 
     def _tokens(self, indices: np.ndarray, bucket: int) -> dict[str, np.ndarray]:
-        """Where the tokens of this process' rows of a step are, (G, K, T) for each field that is packed."""
-        room, found = self._room[bucket], {}
-        if (self._filled(indices) > room).any():
-            return {}
+        """Where the tokens of this process' rows of a step are, (G, W, U) for each field that is packed."""
         own, rows = indices[:, self._own], indices.shape[1] // self._shares
-        for field, (name, width) in enumerate(zip(FIELDS, self.buckets[bucket], strict=True)):
-            if room[field] < rows * width and f"{name}_mean" not in (self.columns or {}):
-                length = self.examples.lengths[own, field].reshape(len(own), -1, rows, 1)
-                inside = (np.arange(width) < length).reshape(*length.shape[:2], -1)
-                places = np.full((*length.shape[:2], room[field]), -1, np.int32)
-                places[np.arange(room[field]) < inside.sum(axis=-1, keepdims=True)] = np.nonzero(inside)[-1]
-                found[f"{name}_tokens"] = places
+        widths, room, read = np.array(self.buckets[bucket]), self._room[bucket], self.columns or {}
+        packed = (room < rows * widths) & [f"{name}_mean" not in read for name in FIELDS]
+        if (self._filled(indices) > room)[..., packed].any():
+            return {}
+        found = {}
+        for field in np.flatnonzero(packed):
+            length = self.examples.lengths[own, field].reshape(len(own), -1, rows, 1)
+            inside = (np.arange(widths[field]) < length).reshape(*length.shape[:2], -1)
+            places = np.full((*length.shape[:2], room[field]), -1, np.int32)
+            places[np.arange(room[field]) < inside.sum(axis=-1, keepdims=True)] = np.nonzero(inside)[-1]
+            found[f"{FIELDS[field]}_tokens"] = places
         return found
 
     def _place(self, step: int) -> tuple[np.ndarray, int]:
@@ -267,10 +274,20 @@ class Batches:
             ])  # fmt: skip
             parts.append(np.split(order, np.cumsum(quota)[:-1]))
         micro_batches = np.stack([np.concatenate(slices) for slices in zip(*parts, strict=True)])
-        micro_batches = rng.permuted(micro_batches, axis=1)
+        micro_batches = self._paired(micro_batches, rng)
         steps = micro_batches.reshape(self.steps_per_epoch, self._accumulate, -1)
         steps = rng.permutation(steps)
         return steps, self.bucket_of[steps].max(axis=(1, 2))
+
+    def _paired(self, rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Micro-batches (M, B) in a random order in which a long text follows a short one, so that shares of their rows
+        have about as many tokens each."""
+        number, B = rows.shape
+        order = np.argsort(self.examples.lengths[rows, 1], axis=1, kind="stable")
+        pairs = rng.permuted(np.tile(np.arange(B // 2), (number, 1)), axis=1)
+        places = np.full((number, B), B // 2)
+        places[:, : B - B % 2] = np.stack([pairs, B - 1 - pairs], axis=-1).reshape(number, -1)
+        return np.take_along_axis(rows, np.take_along_axis(order, places, axis=1), axis=1)
 
     def _spread(self, rows: np.ndarray, number: int, rng: np.random.Generator) -> np.ndarray:
         """Rows in a random order in which any `number` in a row are short and long ones in equal parts."""

@@ -25,7 +25,7 @@ class Report:
         self.total = total
         self.last = (start, time.perf_counter())
         self.last_progress = start
-        self.programs = 0  # that were spoken of
+        self.programs, self.told = 0, set()  # that were spoken of
         interactive = self.first and sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True) if interactive else None
         if self.first:
@@ -90,6 +90,8 @@ class Report:
         for program in programs:
             if program.seconds >= 1.0 or program.name == "train_step":
                 of = f" for lengths {shape}" if program.name == "train_step" else ""
+                again, self.told = of in self.told, self.told | {of}
+                of += ", packed otherwise," if again else ""
                 how = "read from the cache" if program.kept else "compiled"
                 self.say(f"{program.name}{of} {how} in {program.seconds:.1f} s")
 

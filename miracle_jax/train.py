@@ -78,7 +78,8 @@ NOTHING: dict = {}
 
 
 def make_train_step(config: Config, graphdef, optimizer, key, shardings=None):
-    """The jitted step: (state, batch, frozen) -> (state, losses). state is donated; it is traced once a bucket shape.
+    """The jitted step: (state, batch, frozen) -> (state, losses). state is donated; it is traced once for
+    every shape of a batch.
 
     key: of dropout and of the draws of z; each step takes its own from it.
     shardings: the state's. Without them XLA may return a state laid out differently, and the next step compiles anew.
@@ -213,11 +214,18 @@ def start_run(config: Config, workdir: Path, corpus, control: str | None = None)
         if then.get("control") != control:
             what = f"the baseline --control {then['control']}" if then.get("control") else "a run of miracle_jax.train"
             raise UserError(f"{workdir} holds {what}; give another --workdir")
-        differing = [
-            name for name, (old, new) in _differences(then["config"], json.loads(json.dumps(now["config"]))).items()
+        differences = _differences(then["config"], json.loads(json.dumps(now["config"])))
+        differing = {
+            name: old for name, (old, _) in differences.items()
             if not any(name == free or name.startswith(free + ".") for free in FREE_TO_CHANGE)
-        ]  # fmt: skip
-        if differing:
+        }  # fmt: skip
+        if ABSENT in differing.values() and not (workdir / "model.json").exists():
+            new = ", ".join(name for name, old in differing.items() if old is ABSENT)
+            raise UserError(
+                f"{workdir} holds a run of an earlier version, which had no {new}; finish it with that version, or "
+                "give another --workdir"
+            )
+        if differing := [name for name, old in differing.items() if old is not ABSENT]:
             raise UserError(
                 f"{workdir} holds a run with another {', '.join(differing)}; give the same flags to resume it, or "
                 "another --workdir to start anew"
@@ -234,10 +242,14 @@ def start_run(config: Config, workdir: Path, corpus, control: str | None = None)
         file.write(json.dumps(now, indent=2).encode())
 
 
+ABSENT = object()
+"""What `_differences` has for the value of a field that there is not."""
+
+
 def _differences(old: dict, new: dict, prefix: str = "") -> dict:
     found = {}
     for name in sorted(old.keys() | new.keys()):
-        a, b = old.get(name), new.get(name)
+        a, b = old.get(name, ABSENT), new.get(name, ABSENT)
         if isinstance(a, dict) and isinstance(b, dict):
             found |= _differences(a, b, f"{prefix}{name}.")
         elif a != b:

@@ -331,6 +331,24 @@ def test_packing_leaves_little_padding_and_says_how_much():
     assert batches.padding_fraction < plain.padding_fraction / 2
 
 
+def test_a_batch_with_more_tokens_than_there_is_room_for_is_left_as_it_is():
+    data = made_up([70, 50, 40])
+    plain, batches = (Batches(data, BUCKETS[-1:], 24, 1, seed=1, shares=shares) for shares in (0, 2))
+    step = next(step for step in range(6) if batches[step].keys() != plain[step].keys())
+    batches._room[-1, 1] = batches._filled(batches._place(step)[0])[..., 1].max() - 1
+    assert same(batches[step], plain[step])
+
+
+@pytest.mark.parametrize("shares", [2, 4, 8])
+def test_devices_that_share_a_batch_have_tokens_in_equal_parts(shares):
+    data = made_up([700, 500, 400])
+    batches = Batches(data, BUCKETS[-1:], 32, 1, seed=0)
+    lengths = np.concatenate([batches[step]["joint_length"] for step in range(batches.steps_per_epoch)])
+    totals = lengths.reshape(len(lengths), shares, -1).sum(axis=-1)
+    by_chance = data.lengths[:, 1].std() * (32 / shares) ** 0.5
+    assert totals.std() < by_chance / 2
+
+
 def test_texts_that_fill_their_bucket_are_not_packed():
     data = made_up([60, 60], lengths=[[38, 57, 19]] * 120)
     batches = Batches(data, BUCKETS[:1], 24, 1, seed=0, shares=1)

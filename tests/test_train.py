@@ -194,6 +194,26 @@ def test_another_config_is_refused_by_name_and_harmless_changes_are_not(tiny_run
     }  # fmt: skip
 
 
+def test_a_run_of_an_earlier_version_is_refused_unless_it_is_finished(tiny_run, tmp_path, capsys):
+    run = micro.Run(tmp_path / "run", tiny_run.flags)
+    shutil.copytree(tiny_run.workdir, run.workdir)
+    stored = json.loads((run.workdir / "config.json").read_text())
+    del stored["config"]["data"]["pack"]
+    (run.workdir / "config.json").write_text(json.dumps(stored))
+    finished = run.workdir / "model.json"
+    facts = finished.read_text()
+    finished.unlink()
+    with pytest.raises(UserError) as error:
+        train_here(run.arguments)
+    assert str(error.value) == (
+        f"{run.workdir} holds a run of an earlier version, which had no data.pack; finish it with that version, or "
+        "give another --workdir"
+    )
+    finished.write_text(facts)
+    assert train_here(run.arguments) == json.loads(facts)
+    assert "is finished" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("folder", ["", "~/", "../{}/"])
 def test_the_same_files_under_another_spelling_are_the_same_run(tiny_run, tmp_path, monkeypatch, capsys, folder):
     run = micro.Run(tmp_path / "run", tiny_run.flags)
