@@ -27,6 +27,9 @@ REST = 0.5
 LONG = 30.0
 """A system is called again until its calls have taken so long or were `repeats`; at least once. A call that takes
 longer is not repeated for its memory's sake."""
+SHORT = 2
+"""Times that systems are called for each of `repeats` where calls of less than a second, which scatter most, are among
+them."""
 HUGE_PAGES = "GLIBC_TUNABLES"
 PACKAGES = ("jax", "jaxlib", "flax", "diffrax", "torch", "transformers", "torchdiffeq", "torchode")
 
