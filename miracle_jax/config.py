@@ -221,8 +221,8 @@ class Sample:
     """Of Eq. 20. Eq. 19 has a solver of its own."""
     rtol: float = 1e-3
     """Error allowed in a step, relative to z; `atol` adds to it. With the defaults z(0) is at least as accurate as the
-    paper's code has it: a root mean square error of 2.7e-4 with SiLU heads and 7e-4 with ReLU heads (5.8e-4 and 3.6e-3)
-    after 21 and 33 evaluations of the gradient, means over real latents of size 768 with three attributes."""
+    paper's code has it: a root mean square error of 2.9e-4 with SiLU heads and 9.5e-4 with ReLU heads (5.8e-4 and
+    3.6e-3) after 20 and 28 evaluations of the gradient, means over real latents of size 768 with three attributes."""
     atol: float = 1e-3
     max_steps: int = 256
     """A latent that needs more steps is returned as it is, with ok = False."""
