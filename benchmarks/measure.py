@@ -24,12 +24,9 @@ ROOT = Path(__file__).resolve().parent.parent
 OURS = "miracle_jax"
 REST = 0.5
 """Seconds before every call that is timed: the threads of the system before keep a core busy for a while yet."""
-LONG = 30.0
+LONG = 15.0
 """A system is called again until its calls have taken so long or were `repeats`; at least once. A call that takes
 longer is not repeated for its memory's sake."""
-SHORT = 2
-"""Times that systems are called for each of `repeats` where calls of less than a second, which scatter most, are among
-them."""
 HUGE_PAGES = "GLIBC_TUNABLES"
 PACKAGES = ("jax", "jaxlib", "flax", "diffrax", "torch", "transformers", "torchdiffeq", "torchode")
 
