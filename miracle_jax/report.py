@@ -89,9 +89,11 @@ class Report:
         programs, self.programs = compiled.PROGRAMS[self.programs :], len(compiled.PROGRAMS)
         for program in programs:
             if program.seconds >= 1.0 or program.name == "train_step":
-                of = f" for lengths {shape}" if program.name == "train_step" else ""
-                again, self.told = of in self.told, self.told | {of}
-                of += ", packed otherwise," if again else ""
+                of = ""
+                if program.name == "train_step":
+                    of = f" for lengths {shape}"
+                    of += ", packed otherwise," if shape in self.told else ""
+                    self.told.add(shape)
                 how = "read from the cache" if program.kept else "compiled"
                 self.say(f"{program.name}{of} {how} in {program.seconds:.1f} s")
 

@@ -42,6 +42,24 @@ def test_speed_and_eta_are_those_of_the_last_interval_without_its_pauses(tmp_pat
     assert rows(tmp_path)[1] == {"step": 30, "split": "train", **LOSSES, "examples_per_second": 16.0}
 
 
+def test_what_was_compiled_is_told_and_why_a_shape_was_compiled_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report.compiled, "PROGRAMS", [])
+    told = Report(tmp_path, config.Train(), start=0, total=20)
+    for name, kept, shape in (
+        ("train_step", False, (8, 9, 4)), ("validation_step", False, (8, 9, 4)), ("train_step", True, (16, 20, 4)),
+        ("validation_step", False, (16, 20, 4)), ("train_step", False, (8, 9, 4)),
+    ):  # fmt: skip
+        report.compiled.PROGRAMS.append(report.compiled.Program(name, 2.0, kept))
+        told.compiled(shape)
+    assert capsys.readouterr().out.splitlines() == [
+        "train_step for lengths (8, 9, 4) compiled in 2.0 s",
+        "validation_step compiled in 2.0 s",
+        "train_step for lengths (16, 20, 4) read from the cache in 2.0 s",
+        "validation_step compiled in 2.0 s",
+        "train_step for lengths (8, 9, 4), packed otherwise, compiled in 2.0 s",
+    ]
+
+
 def test_a_terminal_gets_a_bar_with_the_losses(tmp_path, clock, capsys, monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):
