@@ -6,7 +6,7 @@ all-MiniLM-L6-v2 reads (frozen; every text is encoded once), SmolLM2-135M-Instru
 Run:     python -m miracle_jax.train --config configs/mini.py --workdir runs/mini
 Took:    about 3.3 s a step on 2 cores of an AMD EPYC with other work beside (Python 3.11, jax 0.10.2), 3:00 to read all
          texts once, 4.5 GB; the best by validation was step 1,000, after 55 minutes. It ships as `mini`.
-Reached: prior reconstruction 3.58 nats a token on validation; control 88.3 % with the energy, 62.5 % without it (160
+Reached: prior reconstruction 3.58 nats a token on validation; control 87.9 % with the energy, 62.5 % without it (160
          test contexts); docs/mini.md has more, replies too
 Without: word_dropout and with init_std 0.05 control was 73 % at step 350 of 700 (32 contexts): the decoder reads the
          question and its own words, and learned late to listen to z
