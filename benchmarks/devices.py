@@ -57,8 +57,7 @@ def training(size: str, batch: int, steps: int):
     from benchmarks import sizes, train_step
     from miracle_jax import mesh
 
-    settings = sizes.config(size)
-    devices = mesh.make(settings.mesh)
+    devices = mesh.make(sizes.config(size).mesh)
     settings, batches = train_step.problem(size, batch, steps, mesh.shares_of(devices))
     return train_step.ours(settings, *sizes.random_model(settings), batches, devices)
 

@@ -9,8 +9,8 @@ it nothing. Batch: 16 (tiny, base), 64 (paper).
 
 The share of matmul is model FLOPs utilisation: multiplications and additions of the step's products, as `plan` counts
 them, of ours' packed batches, against the rate of a large product on the same machine. PyTorch's is taken of the same
-number, although it computes more for the padding that is left to it. The paper's
-20 epochs of 42,322 turns are extrapolated from the measured step, without validation and checkpoints.
+number, although it computes more for the padding that is left to it. The paper's 20 epochs of 42,322 turns are
+extrapolated from the measured step, without validation and checkpoints.
 """
 
 import dataclasses

@@ -4,8 +4,8 @@ Run:     python -m miracle_jax.train --config configs/tiny.py --workdir runs/tin
 Took:    5:28 on 2 cores of an AMD EPYC (Python 3.11, jax 0.10.2), compilation and stage 2 included; an earlier revision
          took 1.5 GB of memory
 Reached: prior reconstruction 4.63 nats a token on validation; control 90.8 % with the energy, 60.8 % without it
-         (+30.0; earlier revisions, which round differently, +29.2 and +36.4; the seeds 0, 1, 2 of another +31.2, +27.9,
-         +35.6)
+         (+30.0; earlier revisions, which round or order differently, +29.2 and +36.4; the seeds 0, 1, 2 of another
+         +31.2, +27.9, +35.6)
 Longer:  --train.steps 1600 does not improve the validation score
 
 Sized for minutes: the encoder reads the last 24 tokens of a context (the question and the end of the answer before

@@ -291,8 +291,8 @@ class Batches:
 
     def _spread(self, rows: np.ndarray, number: int, rng: np.random.Generator) -> np.ndarray:
         """Rows in a random order in which any `number` in a row are short and long ones in equal parts."""
-        by_length = rows[np.argsort(self.examples.lengths[rows, 1], kind="stable")]
-        bands = [rng.permutation(band) for band in np.array_split(by_length, number)]
+        ranked = rows[np.argsort(self.examples.lengths[rows, 1], kind="stable")]
+        bands = [rng.permutation(band) for band in np.array_split(ranked, number)]
         return np.concatenate(bands)[np.argsort(np.concatenate([np.arange(len(b)) for b in bands]), kind="stable")]
 
 

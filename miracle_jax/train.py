@@ -78,8 +78,7 @@ NOTHING: dict = {}
 
 
 def make_train_step(config: Config, graphdef, optimizer, key, shardings=None):
-    """The jitted step: (state, batch, frozen) -> (state, losses). state is donated; it is traced once for
-    every shape of a batch.
+    """The jitted step: (state, batch, frozen) -> (state, losses). state is donated; it is traced once a batch shape.
 
     key: of dropout and of the draws of z; each step takes its own from it.
     shardings: the state's. Without them XLA may return a state laid out differently, and the next step compiles anew.
