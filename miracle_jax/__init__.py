@@ -37,6 +37,7 @@ The files, in the order in which a sentence travels:
     descent.py       Eq. 20 for our own heads, fast
     exponential.py   a solver for Eq. 19, which is stiff
     slots.py         many rows through few places
+    pieces.py        many rows in pieces, on a CPU one a core
     decode.py        latents -> tokens, in one compiled call
     hub.py           outside checkpoints as files; gguf_file.py reads llama.cpp's
     weights.py       other people's names for our parameters

@@ -39,8 +39,8 @@ from miracle_jax.examples import FIELDS, PROMPT, Examples, TokenArrays
 from miracle_jax.generate import Options, contexts_to_answer
 from miracle_jax.loop import of_batches, take_steps
 from miracle_jax.model import merge_adapters
+from miracle_jax.pieces import in_pieces
 from miracle_jax.report import Report, training_seconds
-from miracle_jax.sampler import in_pieces
 from miracle_jax.tokenizers import DecoderTokenizer, Ids, Tokenizers
 
 
@@ -258,7 +258,7 @@ def answer(config: Config, params: dict, tokenizer: DecoderTokenizer, prompts: S
         width = -(-int(length[rows].max()) // 16) * 16  # few shapes compile
         prompt = np.array([[eos] * (width - length[i]) + list(prompts[i]) for i in rows], np.int32)
         with jax.default_device(device):
-            written = in_pieces(partial(write, device), (rows, prompt, length[rows]), size)
+            written = in_pieces(partial(write, device), (rows, prompt, length[rows]), size, params)
         return [tokenizer.decode(ids[:number].tolist()).strip() for ids, number in zip(*written, strict=True)]
 
     for i, text in zip(order, itertools.chain(*cluster.spread(range(0, len(order), size), answer_some)), strict=False):

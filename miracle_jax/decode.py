@@ -54,7 +54,9 @@ def generate(
       `<eos>`. A reply that reached M tokens was cut there.
     """
     total = len(z) if total is None else total
-    places = min(settings.batch_size or places_in_memory(decoder, settings, prompt), len(z), _rounded(max(total, 1)))
+    most = min(settings.batch_size or places_in_memory(decoder, settings, prompt), len(z))
+    # As many as equal rounds need: 160 replies in 128 places would take as long as 256.
+    places = min(most, _rounded(-(-max(total, 1) // -(-max(total, 1) // most))))
     return _generate(
         decoder, z, rows, allowed, key, settings.temperature, settings.top_p, prompt, prompt_length, total,
         bos=bos, eos=eos, least=settings.min_new_tokens, most=settings.max_new_tokens,

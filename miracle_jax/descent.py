@@ -33,9 +33,9 @@ from miracle_jax.slots import begin, run
 PAIRS = {"bosh3": diffrax.Bosh3, "dopri5": diffrax.Dopri5, "tsit5": diffrax.Tsit5}
 """Embedded pairs whose last stage is the first of the next step."""
 
-SLOTS, MANY_SLOTS = {"cpu": 384}, 16384
-"""Latents under way at a time, by platform. On a CPU few, which stay in its caches: 4,096 took twice as long at once
-(measured on 2 cores); elsewhere enough to fill the device."""
+SLOTS, MANY_SLOTS = {"cpu": 192}, 16384
+"""Latents under way at a time, by platform. On a CPU few, which stay in the caches of a core (pieces.py); elsewhere
+enough to fill the device."""
 
 FIRST_STEP, SAFETY = 0.2, 0.85
 """The first step in q, and how much is taken of a step that would just do. On real latents 5 % (ReLU) and 7 % (SiLU)

@@ -61,17 +61,21 @@ def commit(root: Path) -> str:
     return text if found else ""
 
 
+def usable_cores() -> int:
+    """Cores of this machine that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def cpu() -> str:
     """Model and cores, for instance "AMD EPYC, 2 of 64 cores usable"."""
     model, total = platform.processor() or platform.machine(), os.cpu_count() or 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else total
     if sys.platform == "darwin":
         found, text = output_of(["sysctl", "-n", "machdep.cpu.brand_string"])
         model = text if found else model
     elif Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
         model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    return f"{model}, {usable} of {total} cores usable"
+    return f"{model}, {usable_cores()} of {total} cores usable"
 
 
 def memory(limit_file: Path = Path("/sys/fs/cgroup/memory.max")) -> str:

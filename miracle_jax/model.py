@@ -29,7 +29,8 @@ from miracle_jax.cvae import Miracle, join, split
 from miracle_jax.energy import aspect_probabilities
 from miracle_jax.errors import UserError
 from miracle_jax.latent import Gaussian, Heads
-from miracle_jax.sampler import SampleResult, in_pieces, sample
+from miracle_jax.pieces import in_pieces
+from miracle_jax.sampler import SampleResult, sample
 from miracle_jax.tokenizers import Tokenizers
 
 log = logging.getLogger("miracle_jax")
@@ -37,6 +38,7 @@ log = logging.getLogger("miracle_jax")
 Context = Sequence[str] | Mapping[str, Any]
 
 CONTEXTS, REPLIES = 128, 8192  # in one compiled call, where decode.batch_size does not say; fewer when memory runs out
+SHORT = 16, 32, 64  # widths at which contexts are encoded that are shorter than all buckets, as most in a corpus are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,18 +255,22 @@ class Model:
 
     def prior(self, contexts: Sequence[Context], batch_size: int, context_tokens: int = 0) -> Gaussian:
         """The prior of every context, (B, Z) NumPy arrays, from at most `batch_size` rows in one compiled call. Each is
-        encoded at the length of the shortest bucket that holds it. context_tokens: as sample.context_tokens."""
+        encoded at the length of the shortest bucket that holds it, or at one of SHORT that is shorter still.
+        context_tokens: as sample.context_tokens."""
         widths = [bucket[0] for bucket in self.config.data.buckets]
+        widths = [width for width in SHORT if width < widths[0]] + widths
         limit = min(context_tokens or widths[-1], widths[-1])
         pad = self.tokenizers.encoder.pad_id
         rows = [self.tokenizers.encoder.context(*turns(context), limit) for context in contexts]
         length = np.array([len(row) for row in rows], np.int32)
         width_of = np.array(widths)[np.searchsorted(widths, length)]
         found = Gaussian(*(np.empty((len(rows), self.config.latent.size), np.float32) for _ in Gaussian._fields))
+        encoder = self.miracle.prior
+        encode = partial(self._encode, encoder)
         for width in np.unique(width_of):
             chosen = np.flatnonzero(width_of == width)
             tokens = np.array([rows[i] + [pad] * (width - len(rows[i])) for i in chosen], np.int32)
-            part = in_pieces(partial(self._encode, self.miracle.prior), (tokens, length[chosen]), batch_size)
+            part = in_pieces(encode, (tokens, length[chosen]), batch_size, nnx.state(encoder))
             for column, values in zip(found, part, strict=True):
                 column[chosen] = values
         return found
@@ -317,7 +323,8 @@ class Model:
             return decode.generate(self.miracle.decoder, z, rows, allowed, bos, eos, settings, key, *prompt, total)
 
         rows = (z, np.arange(first, first + len(z)), *self._prompts(contexts))
-        tokens, length = in_pieces(run, rows, REPLIES)
+        read = None if settings.batch_size else nnx.state(self.miracle.decoder)  # else each core had as many under way
+        tokens, length = in_pieces(run, rows, REPLIES, read)
         return [self.tokenizers.decoder.decode(row[:n].tolist()).strip() for row, n in zip(tokens, length, strict=True)]
 
     def _prompts(self, contexts: Sequence[Context]) -> tuple[np.ndarray, ...]:

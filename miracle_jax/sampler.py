@@ -17,10 +17,9 @@ s^2 < beta_max / (2 steps).
 """
 
 import dataclasses
-import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import diffrax
 import jax
@@ -33,8 +32,7 @@ from miracle_jax.config import Sample
 from miracle_jax.energy import energy, energy_gradient
 from miracle_jax.errors import UserError
 from miracle_jax.exponential import Exponential
-
-log = logging.getLogger("miracle_jax")
+from miracle_jax.pieces import in_pieces
 
 SOLVERS = descent.PAIRS | {"euler": diffrax.Euler, "heun": diffrax.Heun}
 SDE_STEPS = 200  # where `fixed_steps` names none
@@ -88,9 +86,11 @@ def sample(
     rows = np.arange(first, first + len(mean), dtype=np.int32)
     # The compiled call reads none of these fields; a change of them must not compile it anew.
     compiled = dataclasses.replace(config, weight=1.0, heads="auto", batch_size=1)
-    return in_pieces(
-        lambda *piece: solve(heads, *piece, key, compiled), (mean, logvar, aspects, weights, rows), config.batch_size
-    )
+
+    def run(*piece):
+        return solve(heads, *piece, key, compiled)
+
+    return in_pieces(run, (mean, logvar, aspects, weights, rows), config.batch_size, heads)
 
 
 @partial(jax.jit, static_argnames="config")
@@ -187,48 +187,6 @@ def _noisy_descent(force: Callable, z: Float[Array, " Z"], sizes: Float[Array, "
         return z - size / 2 * force(z) + temperature * jnp.sqrt(size) * noise, None
 
     return jax.lax.scan(step, z, (jnp.arange(len(sizes)), sizes))[0]
-
-
-def in_pieces(function: Callable, arrays: Any, batch_size: int) -> Any:
-    """Applies `function` to at most `batch_size` rows at a time; when memory runs out, to half as many from there on.
-
-    A piece that is not full is padded with copies of its last row to a power of two, so that few shapes compile. Where
-    results must not depend on the cutting, hand row numbers to `function` and derive random keys from them.
-
-    Args:
-        function: takes the arrays' rows, returns a pytree of arrays with as many rows; its work on a row does not
-            depend on the other rows.
-        arrays: sequence of arrays (or pytrees of arrays) with equally many rows, at least one.
-
-    Returns:
-        What `function` returns for all rows, as NumPy arrays.
-
-    Raises:
-        jax.errors.JaxRuntimeError: not even a single row fits memory, or a failure other than lack of memory.
-    """
-    arrays = jax.tree.map(np.asarray, tuple(arrays))
-    total = len(jax.tree.leaves(arrays)[0])
-    results, done = [], 0
-    while done < total:
-        count = min(batch_size, total - done)
-        padded = min(batch_size, 1 << (count - 1).bit_length())
-        try:
-            # A slice copies nothing, which indices do.
-            rows = slice(done, done + padded) if padded == count else np.arange(done, done + padded).clip(max=total - 1)
-            result = jax.device_get(function(*_take(arrays, rows)))
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) or padded == 1:
-                raise
-            batch_size = padded // 2
-            log.warning("out of memory with %d rows in one call: going on with %d", padded, batch_size)
-        else:
-            results.append(_take(result, slice(count)))
-            done += count
-    return jax.tree.map(lambda *pieces: np.concatenate(pieces), *results)
-
-
-def _take(arrays, rows):
-    return jax.tree.map(lambda array: array[rows], arrays)
 
 
 def _check(heads, mean, logvar, aspects, weights):

@@ -254,6 +254,19 @@ def test_replies_do_not_depend_on_how_many_are_under_way(decoder, z, settings):
         np.testing.assert_array_equal(got[1], want[1])
 
 
+def test_rounds_are_equally_full(decoder, z, monkeypatch):
+    used, inner = [], decode._generate
+
+    def spy(*given, places, **named):
+        used.append(places)
+        return inner(*given, places=places, **named)
+
+    monkeypatch.setattr(decode, "_generate", spy)
+    for batch_size, total in ((8, None), (6, None), (5, 7), (3, 7), (0, 5)):
+        run(decoder, z, dataclasses.replace(GREEDY, batch_size=batch_size), total=total)
+    assert used == [8, 4, 4, 3, 5]  # in 1, 2, 2, 3 and 1 rounds
+
+
 def test_a_ring_that_grows_in_the_middle_changes_nothing(decoder, z, monkeypatch):
     many, rows = np.concatenate([z, z[::-1] * 2, z * 0.5]), np.arange(24)
     settings = dataclasses.replace(GREEDY, batch_size=3)

@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 
 import miracle_jax as mj
+from miracle_jax import model as model_module
 from miracle_jax import sampler
 from miracle_jax.config import Decode, Sample
 from miracle_jax.errors import UserError
@@ -116,6 +117,21 @@ def test_contexts_are_encoded_in_the_bucket_that_holds_them_in_pieces_of_at_most
         assert alone.energy == pytest.approx(reply.energy, abs=1e-5)
         assert alone.energy_before == pytest.approx(reply.energy_before, abs=1e-5)
     assert [width for _, width in shapes] == [32, 16, 32, 16, 32, 16]
+
+
+def test_short_contexts_are_encoded_in_widths_of_their_own(model, monkeypatch):
+    widths, encode, want = [], model._encode, model.prior([RIVER, LAMP], 2)
+
+    def spy(encoder, tokens, length):
+        widths.append(tokens.shape[1])
+        return encode(encoder, tokens, length)
+
+    monkeypatch.setattr(model, "_encode", spy)
+    length = len(model.tokenizers.encoder.context(RIVER, [], 99))
+    monkeypatch.setattr(model_module, "SHORT", (length - 1, length, 16, 64))
+    got = model.prior([RIVER, LAMP], 2)
+    assert widths == [length, model.config.data.buckets[1][0]] and length < model.config.data.buckets[0][0] == 16
+    np.testing.assert_allclose(got.mean, want.mean, rtol=1e-5, atol=1e-5)
 
 
 def test_a_part_of_the_contexts_gets_the_replies_that_it_gets_among_all(model):

@@ -20,7 +20,7 @@ from miracle_jax.config import Sample
 from miracle_jax.energy import energy_gradient
 from miracle_jax.errors import UserError
 from miracle_jax.exponential import Exponential, phi
-from miracle_jax.sampler import in_pieces, sample
+from miracle_jax.sampler import sample
 
 ROWS, LATENT, ATTRIBUTES = 8, 6, 3
 INTEGRAL = 5.025  # of beta(t)/2 over t in [0, 1], with the default beta
@@ -437,43 +437,6 @@ def test_a_batch_that_does_not_fit_memory_is_cut(problem, monkeypatch, caplog):
     got = sample(SiluHeads(), *four, NOISY, KEY)
     np.testing.assert_allclose(got.z, whole.z, rtol=1e-6, atol=1e-6)
     assert isinstance(got, sampler.SampleResult) and "out of memory with 4 rows" in caplog.text
-
-
-def test_in_pieces_halves_pads_and_keeps_the_order():
-    sizes = []
-
-    def double(x, rows):
-        sizes.append(len(x))
-        if len(x) > 3:
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
-        return {"x": jnp.asarray(x) * 2, "rows": rows}
-
-    x = np.random.default_rng(0).normal(size=(11, 2)).astype(np.float32)
-    got = in_pieces(double, (x, np.arange(11)), batch_size=8)
-    np.testing.assert_array_equal(got["x"], 2 * x)
-    np.testing.assert_array_equal(got["rows"], np.arange(11))
-    assert sizes == [8, 4, 2, 2, 2, 2, 2, 1]
-
-    sizes.clear()
-    assert (in_pieces(double, (x[:3], np.arange(3)), batch_size=3)["x"] == 2 * x[:3]).all()
-    assert (in_pieces(double, (x[:10], np.arange(10)), batch_size=3)["x"] == 2 * x[:10]).all()
-    assert sizes == [3, 3, 3, 3, 1]
-    sizes.clear()
-    got = in_pieces(lambda x: (sizes.append(len(x)), x)[1], (np.arange(5),), batch_size=64)
-    assert got.tolist() == [0, 1, 2, 3, 4] and sizes == [8]
-
-
-@pytest.mark.parametrize("message, rows", [("INTERNAL: something else", 4), ("RESOURCE_EXHAUSTED: hopeless", 1)])
-def test_in_pieces_hides_no_other_failure(message, rows):
-    tried = []
-
-    def fail(x):
-        tried.append(len(x))
-        raise jax.errors.JaxRuntimeError(message)
-
-    with pytest.raises(jax.errors.JaxRuntimeError, match=message):
-        in_pieces(fail, (np.zeros(4),), batch_size=4)
-    assert tried[-1] == rows
 
 
 @pytest.mark.parametrize(
