@@ -28,21 +28,25 @@ def problem(settings, replies: int):
     return sizes.random_latents(replies, settings.latent.size), allowed, bos, eos
 
 
-def ours(graphdef, params, z, allowed, bos: int, eos: int, batch_size: int = 0):
-    """() -> (tokens, lengths) as NumPy arrays."""
+def ours(graphdef, params, z, allowed, bos: int, eos: int):
+    """() -> (tokens, lengths) as NumPy arrays, as Model.decode makes them."""
     import jax
     import jax.numpy as jnp
+    import numpy as np
     from flax import nnx
 
     from miracle_jax.config import Decode
     from miracle_jax.decode import generate
+    from miracle_jax.pieces import in_pieces
 
-    decoder = nnx.merge(graphdef, params).decoder
-    settings = Decode(min_new_tokens=TOKENS, max_new_tokens=TOKENS, batch_size=batch_size)
-    rows, key = jnp.arange(len(z)), jax.random.key(0)
-    return lambda: jax.device_get(
-        generate(decoder, jnp.asarray(z), rows, jnp.asarray(allowed), bos, eos, settings, key)
-    )
+    decoder, allowed = nnx.merge(graphdef, params).decoder, jnp.asarray(allowed)
+    settings = Decode(min_new_tokens=TOKENS, max_new_tokens=TOKENS)
+    rows, key = np.arange(len(z)), jax.random.key(0)
+
+    def write(z, rows):
+        return generate(decoder, z, rows, allowed, bos, eos, settings, key, total=len(np.unique(rows)))
+
+    return lambda: in_pieces(write, (z, rows), len(z), decoder)
 
 
 def theirs(settings, params, device: str, z, allowed, bos: int, eos: int, released: bool = True) -> dict:

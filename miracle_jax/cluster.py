@@ -341,7 +341,7 @@ def spread(items: Sequence, run: Callable[[jax.Device, Any], Any]) -> Iterator:
     which have to ask for it all the same.
 
     All devices of all processes work, each on one item at a time, in threads of their own. A result depends on its item
-    alone, so it is the same however many devices there are.
+    alone, so it is the same however many devices there are (on CPUs, of processes that may use as many cores).
     """
     here = jax.local_devices()
     together, place = size() * len(here), distributed.global_state.process_id * len(here)

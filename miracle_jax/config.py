@@ -247,7 +247,7 @@ class Sample:
     start: Literal["mean", "draw"] = "mean"
     """z(T): the prior's mean or a draw from the prior. Several latents a context are always draws."""
     batch_size: int = 4096
-    """Latents solved in one compiled call; halved as often as needed when memory runs out."""
+    """Latents solved at a time; halved as often as needed when memory runs out."""
 
 
 @dataclass(frozen=True)
@@ -260,8 +260,9 @@ class Decode:
     """0 is greedy."""
     top_p: float = 1.0
     batch_size: int = 0
-    """Replies under way at a time; one that has ended leaves its place to the next. 0: as many as memory has room for,
-    at most 1,024 (on a CPU, where more is no faster, as many as 160 MiB hold, at least 64)."""
+    """Replies under way at a time, at most; one that has ended leaves its place to the next. 0: as many as memory has
+    room for, at most 1,024 (on a CPU, where more is no faster, as many as 160 MiB hold, at least 64; for each of the
+    cores that share the replies, where the decoder is small)."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from miracle_jax import config, slots
+from miracle_jax import config, mesh, slots
 from miracle_jax.decoder import Decoder
 from miracle_jax.layers import HIDDEN
 
@@ -55,7 +55,7 @@ def generate(
     """
     total = len(z) if total is None else total
     most = min(settings.batch_size or places_in_memory(decoder, settings, prompt), len(z))
-    # As many as equal rounds need: 160 replies in 128 places would take as long as 256.
+    # As many as equal rounds need: 160 replies of equal length would take as long in 128 places as 256.
     places = min(most, _rounded(-(-max(total, 1) // -(-max(total, 1) // most))))
     return _generate(
         decoder, z, rows, allowed, key, settings.temperature, settings.top_p, prompt, prompt_length, total,
@@ -68,9 +68,10 @@ def places_in_memory(decoder: Decoder, settings: config.Decode, prompt: Array | 
     """How many replies to have under way: a power of 2 to which a third of the free memory of the default device
     gives room, at most 1,024.
 
-    On a CPU their keys and values get 160 MiB, and there are at least 64: larger decoders gain nothing from more.
+    On a CPU their keys and values get 160 MiB, and there are at least 64: larger decoders gain nothing from more. Where
+    cores share the replies of a small one (pieces.py), that is for each of them.
     """
-    memory = (jax.config.jax_default_device or jax.local_devices()[0]).memory_stats() or {}
+    memory = mesh.default_device().memory_stats() or {}
     known = "bytes_limit" in memory
     free = (memory["bytes_limit"] - memory["bytes_in_use"]) // 3 if known else 160 * 2**20
     shape = decoder.shape

@@ -61,9 +61,11 @@ def commit(root: Path) -> str:
     return text if found else ""
 
 
-def usable_cores() -> int:
-    """Cores of this machine that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def usable_cores(limit_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Cores of this machine that this process may use, and its container."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = limit_file.read_text().partition(" ") if limit_file.exists() else ("max", "", "")
+    return min(cores, -(-int(quota) // int(period))) if quota.isdecimal() else cores
 
 
 def cpu() -> str:

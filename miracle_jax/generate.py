@@ -93,7 +93,7 @@ def task_of(number: int, instance: dataset.Instance, personality: str) -> dict:
 def answer_all(model: Model, tasks: list[dict], options: Options, weights: dict[str, float], start: int = 0):
     """Yields a record a task, from task `start` (a multiple of CHUNK) on; on the first process, while all answer. What
     is drawn depends on the seed and on a task's number alone, and every device answers whole chunks, so what is written
-    depends neither on the devices nor on interruptions."""
+    depends neither on the devices nor on interruptions (on CPUs, while as many cores may be used)."""
     replicas = {device: model.on(device) for device in jax.local_devices()}
 
     def answer(device, first):

@@ -42,6 +42,12 @@ def slice_of(device: jax.Device) -> int:
     return getattr(device, "slice_index", 0)
 
 
+def default_device() -> jax.Device:
+    """The device on which this thread computes what is nowhere yet."""
+    device = jax.config.jax_default_device or jax.local_devices()[0]
+    return jax.local_devices(backend=device)[0] if isinstance(device, str) else device
+
+
 def hardware() -> str:
     """What all processes compute on: kind and number of their accelerators, or the CPU."""
     devices = jax.devices()

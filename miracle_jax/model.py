@@ -37,7 +37,7 @@ log = logging.getLogger("miracle_jax")
 
 Context = Sequence[str] | Mapping[str, Any]
 
-CONTEXTS, REPLIES = 128, 8192  # in one compiled call, where decode.batch_size does not say; fewer when memory runs out
+CONTEXTS, REPLIES = 128, 8192  # at a time, where decode.batch_size does not say; fewer when memory runs out
 SHORT = 16, 32, 64  # widths at which contexts are encoded that are shorter than all buckets, as most in a corpus are
 
 
@@ -254,7 +254,7 @@ class Model:
         ]
 
     def prior(self, contexts: Sequence[Context], batch_size: int, context_tokens: int = 0) -> Gaussian:
-        """The prior of every context, (B, Z) NumPy arrays, from at most `batch_size` rows in one compiled call. Each is
+        """The prior of every context, (B, Z) NumPy arrays, from at most `batch_size` rows at a time. Each is
         encoded at the length of the shortest bucket that holds it, or at one of SHORT that is shorter still.
         context_tokens: as sample.context_tokens."""
         widths = [bucket[0] for bucket in self.config.data.buckets]
@@ -270,7 +270,7 @@ class Model:
         for width in np.unique(width_of):
             chosen = np.flatnonzero(width_of == width)
             tokens = np.array([rows[i] + [pad] * (width - len(rows[i])) for i in chosen], np.int32)
-            part = in_pieces(encode, (tokens, length[chosen]), batch_size, nnx.state(encoder))
+            part = in_pieces(encode, (tokens, length[chosen]), batch_size, encoder)
             for column, values in zip(found, part, strict=True):
                 column[chosen] = values
         return found
@@ -323,7 +323,7 @@ class Model:
             return decode.generate(self.miracle.decoder, z, rows, allowed, bos, eos, settings, key, *prompt, total)
 
         rows = (z, np.arange(first, first + len(z)), *self._prompts(contexts))
-        read = None if settings.batch_size else nnx.state(self.miracle.decoder)  # else each core had as many under way
+        read = None if settings.batch_size else self.miracle.decoder  # sharing, each core would have as many under way
         tokens, length = in_pieces(run, rows, REPLIES, read)
         return [self.tokenizers.decoder.decode(row[:n].tolist()).strip() for row, n in zip(tokens, length, strict=True)]
 

@@ -61,6 +61,14 @@ def test_a_container_limit_below_the_memory_is_named(tmp_path):
     assert "limited" not in env.memory(tmp_path / "absent")
 
 
+def test_a_container_limit_below_the_cores_is_kept(tmp_path):
+    limit, all_cores = tmp_path / "cpu.max", env.usable_cores(tmp_path / "absent")
+    assert all_cores >= 1
+    for text, cores in (("max 100000\n", all_cores), ("50000 100000\n", 1), (f"{10**9} 100000\n", all_cores)):
+        limit.write_text(text)
+        assert env.usable_cores(limit) == cores
+
+
 @pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
 def test_commit_is_that_of_the_checkout_itself(tmp_path):
     def git(*arguments):

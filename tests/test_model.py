@@ -13,8 +13,8 @@ import pytest
 from flax import nnx
 
 import miracle_jax as mj
+from miracle_jax import decode, pieces, sampler
 from miracle_jax import model as model_module
-from miracle_jax import sampler
 from miracle_jax.config import Decode, Sample
 from miracle_jax.errors import UserError
 
@@ -117,6 +117,26 @@ def test_contexts_are_encoded_in_the_bucket_that_holds_them_in_pieces_of_at_most
         assert alone.energy == pytest.approx(reply.energy, abs=1e-5)
         assert alone.energy_before == pytest.approx(reply.energy_before, abs=1e-5)
     assert [width for _, width in shapes] == [32, 16, 32, 16, 32, 16]
+
+
+def test_cores_share_contexts_and_replies_unless_a_batch_size_is_given(model, replies, monkeypatch):
+    places, generate = [], decode._generate
+
+    def spy(*given, **named):
+        places.append(named["places"])
+        return generate(*given, **named)
+
+    monkeypatch.setattr(decode, "_generate", spy)
+    monkeypatch.setattr(pieces, "usable_cores", lambda: 2)
+    monkeypatch.setattr(pieces, "LEAST_ROWS", 1)
+    encoded, encode = [], model._encode
+    monkeypatch.setattr(model, "_encode", lambda *given: (encoded.append(given[1].shape), encode(*given))[1])
+    shared = model.replies(CONTEXTS, PERSONALITIES)
+    assert [reply.text for reply in shared] == [reply.text for reply in replies]
+    assert places == [2, 2] and encoded == [(1, 16), (1, 16), (1, 32), (1, 32)]
+    places.clear()
+    model.replies(CONTEXTS, PERSONALITIES, decode=dataclasses.replace(model.config.decode, batch_size=3))
+    assert places == [2]  # in two rounds
 
 
 def test_short_contexts_are_encoded_in_widths_of_their_own(model, monkeypatch):

@@ -130,4 +130,4 @@ def test_cores_that_run_out_of_memory_take_fewer_rows(four_cores, caplog):
 
     x = np.arange(256.0)
     np.testing.assert_array_equal(in_pieces(fail, (x,), 256, READ), 2 * x)
-    assert sizes[-8:] == [32] * 8 and "out of memory with 256 rows in one call: going on with 128" in caplog.text
+    assert sizes[-8:] == [32] * 8 and "out of memory with 256 rows at a time: going on with 128" in caplog.text

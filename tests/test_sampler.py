@@ -15,11 +15,12 @@ import pytest
 from flax import nnx
 from jax.tree_util import Partial
 
-from miracle_jax import sampler
-from miracle_jax.config import Sample
+from miracle_jax import pieces, sampler
+from miracle_jax.config import Latent, Sample
 from miracle_jax.energy import energy_gradient
 from miracle_jax.errors import UserError
 from miracle_jax.exponential import Exponential, phi
+from miracle_jax.latent import Heads
 from miracle_jax.sampler import sample
 
 ROWS, LATENT, ATTRIBUTES = 8, 6, 3
@@ -422,6 +423,24 @@ def test_one_key_reproduces_a_run_and_rows_draw_independently(problem):
     np.testing.assert_array_equal(first.z, again.z)
     assert (np.abs(first.z - other.z) > 1e-4).all()
     assert (np.abs(first.z[1:] - first.z[:-1]) > 1e-4).all()
+
+
+@pytest.mark.parametrize("ours", [False, True], ids=["diffrax", "descent"])
+def test_cores_that_share_latents_change_none(problem, monkeypatch, ours):
+    heads = Heads(Latent(size=LATENT, hidden=8), (2, 2, 2), nnx.Rngs(0)) if ours else SiluHeads()
+    whole, sizes, solve = sample(heads, *problem, TIGHT, KEY), [], sampler.solve
+
+    def spy(heads, mean, *rest):
+        sizes.append(len(mean))
+        return solve(heads, mean, *rest)
+
+    monkeypatch.setattr(sampler, "solve", spy)
+    monkeypatch.setattr(pieces, "usable_cores", lambda: 2)
+    monkeypatch.setattr(pieces, "LEAST_ROWS", 1)
+    shared = sample(heads, *problem, TIGHT, KEY)
+    assert sizes == [ROWS // 2] * 2
+    for a, b in zip(shared, whole, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_a_batch_that_does_not_fit_memory_is_cut(problem, monkeypatch, caplog):
