@@ -25,8 +25,7 @@ OURS = "miracle_jax"
 REST = 0.5
 """Seconds before every call that is timed: the threads of the system before keep a core busy for a while yet."""
 LONG = 15.0
-"""A system is called again until its calls have taken so long or were `repeats`; at least once. A call that takes
-longer is not repeated for its memory's sake."""
+"""Seconds after which a system is not called again. A call that takes longer is not repeated for its memory's sake."""
 HUGE_PAGES = "GLIBC_TUNABLES"
 PACKAGES = ("jax", "jaxlib", "flax", "diffrax", "torch", "transformers", "torchdiffeq", "torchode")
 
@@ -72,8 +71,9 @@ class Timing:
         return statistics.median(self.seconds)
 
 
-def in_turn(systems: dict[str, Callable[[], Any]], repeats: int, device: str) -> dict[str, Timing]:
-    """Calls every system once, then all of them in turn `repeats` times. A call returns when its work is done.
+def in_turn(systems: dict[str, Callable[[], Any]], repeats: int, device: str, least: int = 1) -> dict[str, Timing]:
+    """Calls every system once, then all of them in turn `repeats` times, long ones (LONG) fewer times, but at least
+    `least`. A call returns when its work is done.
 
     What a call returns is kept (the first time). Memory is measured in one more call of each, before which what the
     process has freed goes back to the system; pages that have to be had anew would slow the calls that are timed. A
@@ -93,7 +93,7 @@ def in_turn(systems: dict[str, Callable[[], Any]], repeats: int, device: str) ->
         timings[name] = Timing(first, [], peak.bytes, output)
     for done in range(repeats):
         for name, timing in timings.items():
-            if timing.seconds and timing.first * done > LONG:
+            if done >= least and timing.first * done > LONG:
                 continue
             time.sleep(REST)
             began = time.perf_counter()
