@@ -385,8 +385,8 @@ HOSTILE = {
     "a bomb": (Sent(gzip.compress(b" " * 10**8), headers={"Content-Encoding": "gzip"}), "the answer is compressed"),
     "dropped": ("dropped", "the connection failed: RemoteProtocolError"),
     "truncated": ("truncated", "the answer is no JSON object"),
-    "drip": ("drip", "no answer within 1 s"),
-    "hang": ("hang", "no answer within 1 s"),
+    "drip": ("drip", "no answer within 3 s"),
+    "hang": ("hang", "no answer within 3 s"),
     "numbers": (Sent('{"choices": [{"message": {"content": "no"}}], "usage": {"prompt_tokens": -1}}'), "fewer than"),
     "not found, later": (Sent("{}", 422), "status 422"),
 }  # fmt: skip
@@ -401,7 +401,7 @@ def test_whatever_is_answered_is_a_reason(run, tmp_path):
         return kinds[number][0] if number < len(kinds) else ""
 
     with Loopback(fault) as server:
-        status, _, error = run(server.url, "--timeout", "1", "--tries", "2", "--attempts", "2", "--in-flight", "32")
+        status, _, error = run(server.url, "--timeout", "3", "--tries", "2", "--attempts", "2", "--in-flight", "32")
         assert status == 2 and "every job has failed" in error and len(HOSTILE) == JOBS, error
         reasons = {prompts((2, 1, 1))[record["id"]]: record for record in records(tmp_path / "out")}
     for (prompt, number), (name, (_, reason)) in zip(jobs.items(), HOSTILE.items(), strict=True):
