@@ -154,7 +154,7 @@ def one(given, batch: int, name: str) -> measure.Timing:
     else:
         run = theirs(settings, jax.device_get(params), batches, given.device)[name]()
     del params
-    # The second step after compiling is not yet as fast as those that follow.
+    # The first call after the one that compiles tends to be slower than those that follow.
     timing = measure.in_turn({name: run}, given.repeats, given.device, least=2)[name]
     timing.output = {loss: float(value) for loss, value in timing.output.items()}
     return timing

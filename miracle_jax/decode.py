@@ -54,9 +54,10 @@ def generate(
       `<eos>`. A reply that reached M tokens was cut there.
     """
     total = len(z) if total is None else total
-    most = min(settings.batch_size or places_in_memory(decoder, settings, prompt), len(z))
+    room, wanted = min(settings.batch_size or places_in_memory(decoder, settings, prompt), len(z)), max(total, 1)
     # As many as equal rounds need: 160 replies of equal length would take as long in 128 places as 256.
-    places = min(most, _rounded(-(-max(total, 1) // -(-max(total, 1) // most))))
+    rounds = -(-wanted // room)
+    places = min(room, _rounded(-(-wanted // rounds)))
     return _generate(
         decoder, z, rows, allowed, key, settings.temperature, settings.top_p, prompt, prompt_length, total,
         bos=bos, eos=eos, least=settings.min_new_tokens, most=settings.max_new_tokens,

@@ -254,9 +254,9 @@ class Model:
         ]
 
     def prior(self, contexts: Sequence[Context], batch_size: int, context_tokens: int = 0) -> Gaussian:
-        """The prior of every context, (B, Z) NumPy arrays, from at most `batch_size` rows at a time. Each is
-        encoded at the length of the shortest bucket that holds it, or at one of SHORT that is shorter still.
-        context_tokens: as sample.context_tokens."""
+        """The prior of every context, (B, Z) NumPy arrays, from at most `batch_size` rows at a time. Each is encoded at
+        the length of the shortest bucket that holds it, or at one of SHORT that is shorter still. context_tokens: as
+        sample.context_tokens."""
         widths = [bucket[0] for bucket in self.config.data.buckets]
         widths = [width for width in SHORT if width < widths[0]] + widths
         limit = min(context_tokens or widths[-1], widths[-1])

@@ -20,9 +20,9 @@ from miracle_jax.env import usable_cores
 log = logging.getLogger("miracle_jax")
 
 CACHED, LEAST_ROWS = 64 * 2**20, 32
-"""Of cores that share rows: bytes of parameters at most, and rows of a core at least. On 2 cores decoders of 12 to
-40 MiB took 0.74 to 0.98 of the time so, one of 55 MiB 0.97 to 1.01, GPT-2 small (0.5 GB) 1.03 to 1.13; 8 latents a core
-took longer, 16 as long, 32 0.9 of it."""
+"""Of cores that share rows: bytes of parameters at most, and rows of a core at least. Medians on 2 cores, as a share of
+the time without: decoders of 12 to 40 MiB 0.74 to 0.96, of 55 MiB 0.82 to 1.02, of 115 MiB 0.99 to 1.06, GPT-2 small
+(0.5 GB) 1.03 to 1.26, with 32 to 160 replies; 8 or 16 latents a core 1.25 to 1.31, 32 0.88 to 1.00, 64 0.56 to 0.97."""
 
 
 def in_pieces(function: Callable, arrays: Any, batch_size: int, read: Any = None) -> Any:
